@@ -1,0 +1,131 @@
+"""The port to tokens: what holds keys and signs, wherever it runs.
+
+A token answers every operation exactly once, whatever happens to its host: signed, failed (it
+certainly did not sign) or unknown (it may have). `sign` therefore raises only before anything was
+handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from greatseal.algorithms import Algorithm
+
+
+class Operation(NamedTuple):
+    """One thing to sign: the intent's index and leaf hash (32 bytes) that permit it, and the digest itself."""
+
+    intent_index: int
+    leaf_hash: bytes
+    tbs: bytes
+
+
+class Signed(NamedTuple):
+    """The signature of operation number `position` of the call: DER for ECDSA, modulus-sized for RSA.
+
+    `sequence` is its number in the host's ledger.
+    """
+
+    position: int
+    signature: bytes
+    sequence: int
+
+
+class NotSigned(NamedTuple):
+    """Operation number `position` gave no signature.
+
+    `unknown` says whether the token may have signed all the same; `ckr` is the PKCS#11 return value
+    or 0; `detail` is for people. `retry` says whether another attempt may succeed; `locked` whether an operator is needed.
+    """
+
+    position: int
+    unknown: bool
+    ckr: int
+    detail: str
+    sequence: int
+    retry: bool
+    locked: bool
+
+
+SignResult = Signed | NotSigned
+
+
+class TokenState(str, Enum):
+    """Where a token is."""
+
+    STARTING = "starting"
+    READY = "ready"
+    UNAVAILABLE = "unavailable"
+    LOCKED = "locked"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """What a token says of itself. Strings are stripped of padding; empty means unknown."""
+
+    serial: str
+    label: str
+    manufacturer: str
+    model: str
+    firmware: str
+
+
+class TokenKey(NamedTuple):
+    """A private key found in a token: its public half as SubjectPublicKeyInfo (DER) and what it can do there."""
+
+    spki: bytes
+    algorithms: tuple[Algorithm, ...]
+
+
+class Token(Protocol):
+    """One token, reached through its host."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        ...
+
+    @property
+    def state(self) -> TokenState:
+        """Where it is now."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """Why it is not ready, for people; empty when it is."""
+        ...
+
+    @property
+    def info(self) -> TokenInfo | None:
+        """What it said of itself, None until it was reached."""
+        ...
+
+    async def start(self) -> None:
+        """Start or reach the host and bring the token up in the background; never raises for a token that is absent."""
+        ...
+
+    async def stop(self) -> None:
+        """End the host, after what it works on; idempotent."""
+        ...
+
+    async def find_key(self, uri: str) -> TokenKey:
+        """Find the one private key that an RFC 7512 reference means.
+
+        Raises:
+            TokenUnavailable: not found (naming what there is), or the token cannot be reached.
+            TokenLocked: an operator is needed.
+        """
+        ...
+
+    def sign(
+        self, uri: str, algorithm: Algorithm, operations: Sequence[Operation]
+    ) -> AsyncIterator[list[SignResult]]:
+        """Sign `operations` with the key that `uri` means, yielding results in chunks as they come, any order.
+
+        Every operation gets exactly one result. Operations of the same key and algorithm that are
+        asked for within one tick of the event loop travel in one frame.
+        """
+        ...
