@@ -1,0 +1,515 @@
+"""One signature's path, for lists: a unary call is a list of one.
+
+    authorise and validate (admission) → commit INTENT → token signs → verify → commit OUTCOME,
+    sign the checkpoint, advance the anchor → release the signature with its receipt
+
+A request id is looked up by committing its intent: the store refuses an attempt that is on record,
+and only then is the record read. What the log says was signed is released again; what it says was
+not opens the next attempt. Once an intent is committed the work goes on to its outcome, whatever
+becomes of the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+
+from greatseal.signatures import verify_digest
+from greatseal.errors import VerificationFailed
+from greatseald.app.access import client_part
+from greatseald.app.admission import Admitted, SignRequest, action_of
+from greatseald.domain import entries as entry_format
+from greatseald.domain.errors import (
+    GreatsealError,
+    InternalFault,
+    KeyHalted,
+    LogUnavailable,
+    OutcomeUnknown,
+    Overloaded,
+    Refusal,
+    RequestIdReused,
+    RequestInFlight,
+    ShuttingDown,
+    SigningFailed,
+    TokenLocked,
+    TokenUnavailable,
+)
+from greatseald.ports.tokens import NotSigned, Operation, Signed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    from greatseal.algorithms import Algorithm
+    from greatseald.app.access import Access
+    from greatseald.app.admission import Admission
+    from greatseald.app.audit import AuditLog
+    from greatseald.app.keys import SigningKey
+    from greatseald.app.writer import SignedHead
+    from greatseald.domain.identity import Caller
+    from greatseald.ports.metrics import Metrics
+    from greatseald.ports.tokens import SignResult
+
+_log = structlog.get_logger("greatseald.sign")
+
+_VERIFY_HERE: Final = 2
+"""Groups up to this size are verified on the event loop: the hop to the pool costs more than it saves."""
+
+_MAX_ATTEMPT_ROUNDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """An entry of the log with its inclusion proof (32-byte hashes, concatenated)."""
+
+    index: int
+    entry: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A signature that may leave: DER for ECDSA, modulus-sized for RSA; its evidence beside it."""
+
+    key_version: str
+    algorithm: Algorithm
+    signature: bytes
+    digest: bytes
+    intent: Logged
+    outcome: Logged
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One result for each request, in order; `checkpoint` is the signed note that all proofs lead to, or empty."""
+
+    results: list[Released | GreatsealError]
+    checkpoint: str
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """An admitted request on its way: what was committed and signed so far, or the error it ended with."""
+
+    request: Admitted
+    intent_entry: bytes = b""
+    intent_index: int = -1
+    leaf_hash: bytes = b""
+    signature: bytes = b""
+    sequence: int = 0
+    ckr: int = 0
+    result: str = "unknown"
+    why: str = "the daemon lost track of it"
+    outcome_entry: bytes = b""
+    outcome_index: int = -1
+    proof: tuple[bytes, bytes] = (b"", b"")
+    replayed: bool = False
+    error: GreatsealError | None = None
+
+    @property
+    def released(self) -> bool:
+        """Whether a signature stands in the log for it."""
+        return self.error is None and self.outcome_index >= 0
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One call's jobs. Requests that join a job of another call wait for its `done`."""
+
+    caller: Caller
+    peer: str
+    started: float
+    done: asyncio.Future[None]
+    jobs: list[_Job] = field(default_factory=list)
+    joined: list[tuple[int, _Job, _Call]] = field(default_factory=list)
+
+
+class Signing:
+    """Signs lists of requests."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names each part
+        self,
+        *,
+        admission: Admission,
+        access: Access,
+        log: AuditLog,
+        verifiers: Executor,
+        metrics: Metrics,
+        max_waiting_items: int,
+    ) -> None:
+        self._admission = admission
+        self._access = access
+        self._log = log
+        self._verifiers = verifiers
+        self._metrics = metrics
+        self._max_waiting = max_waiting_items
+        self._waiting = 0
+        self._draining = False
+        self._tasks: set[asyncio.Task[Batch]] = set()
+        self._running: dict[tuple[bytes, bytes], tuple[_Job, _Call]] = {}
+
+    async def sign(self, caller: Caller, peer: str, items: Sequence[SignRequest]) -> Batch:
+        """Sign each item, or say why not.
+
+        Cancelling this call does not cancel what its intents began; the same request ids fetch it.
+
+        Raises:
+            Overloaded, ShuttingDown: nothing was begun for any item.
+        """
+        if self._draining:
+            message = "the daemon is stopping: ask again, another start or another front will answer"
+            raise ShuttingDown(message)
+        if self._waiting + len(items) > self._max_waiting and self._waiting:
+            message = f"{self._waiting} requests are waiting already, and {self._max_waiting} is the limit"
+            raise Overloaded(message)
+        self._waiting += len(items)
+        task = asyncio.create_task(self._sign(caller, peer, items))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(done, len(items)))
+        return await asyncio.shield(task)
+
+    async def drain(self) -> None:
+        """Take nothing new and wait until nothing is under way."""
+        self._draining = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _ended(self, task: asyncio.Task[Batch], items: int) -> None:
+        self._tasks.discard(task)
+        self._waiting -= items
+        if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), GreatsealError):
+            _log.error("signing_fault", exc_info=task.exception())
+
+    async def _sign(self, caller: Caller, peer: str, items: Sequence[SignRequest]) -> Batch:
+        call = _Call(caller, peer, time.perf_counter(), asyncio.get_running_loop().create_future())
+        admitted, refused = await self._admission.admit(caller, items, self._log.clock())
+        try:
+            self._claim(call, admitted, refused)
+            head = await self._carry_out(call)
+        finally:
+            self._let_go(call)
+        return await self._answer(call, items, refused, head)
+
+    def _claim(self, call: _Call, admitted: list[Admitted], refused: dict[int, GreatsealError]) -> None:
+        """Take the request ids; one that is under way here already is joined, not begun again."""
+        for request in admitted:
+            name = (request.scope.caller, request.scope.request_id)
+            running = self._running.get(name)
+            if running is None:
+                job = _Job(request)
+                self._running[name] = (job, call)
+                call.jobs.append(job)
+            elif running[0].request.request_hash != request.request_hash:
+                refused[request.position] = _reused(request)
+            else:
+                call.joined.append((request.position, *running))
+
+    def _let_go(self, call: _Call) -> None:
+        for job in call.jobs:
+            scope = job.request.scope
+            self._running.pop((scope.caller, scope.request_id), None)
+        if not call.done.done():
+            call.done.set_result(None)
+
+    async def _carry_out(self, call: _Call) -> SignedHead | None:
+        """Bring every job to its end; return the checkpoint if one commit proved all that is released."""
+        opened = await self._open(call)
+        groups: defaultdict[tuple[int, Algorithm], list[_Job]] = defaultdict(list)
+        for job in opened:
+            groups[id(job.request.key), job.request.algorithm].append(job)
+        if len(groups) == 1:
+            return await self._sign_group(call, opened)
+        await asyncio.gather(*(self._sign_group(call, jobs) for jobs in groups.values()))
+        return None
+
+    async def _open(self, call: _Call) -> list[_Job]:
+        """Commit the intents; settle those that are on record already. Returns the jobs to sign."""
+        pending = []
+        for job in call.jobs:
+            job.error = job.request.unready or self._unwritable()
+            if job.error is None or self._take_up(job):
+                pending.append(job)
+        opened: list[_Job] = []
+        for _ in range(_MAX_ATTEMPT_ROUNDS):
+            if not pending:
+                return opened
+            for job in pending:
+                self._write_intent(call, job)
+            pending = [job for job in pending if job.error is None]
+            requests = [
+                (job.request.scope._replace(attempt=job.request.attempt), job.request.request_hash) for job in pending
+            ]
+            placed = await self._log.open_intents([job.intent_entry for job in pending], requests)
+            known = []
+            for job, place in zip(pending, placed, strict=True):
+                if place is None:
+                    known.append(job)
+                else:
+                    job.intent_index, job.leaf_hash = place
+                    opened.append(job)
+            pending = [job for job in known if self._take_up(job)]
+        for job in pending:
+            job.error = RequestInFlight(f"request {job.request.request_id} is being worked on by another front")
+        return opened
+
+    def _unwritable(self) -> GreatsealError | None:
+        try:
+            self._log.require_writable()
+        except GreatsealError as error:
+            return error
+        return None
+
+    def _take_up(self, job: _Job) -> bool:
+        """Read what is on record of a job's request. True if a further attempt may be opened now."""
+        request = job.request
+        attempts = self._log.attempts(request.scope)
+        if not attempts:
+            return job.error is None
+        last = attempts[-1]
+        if last.request_hash != request.request_hash:
+            job.error = _reused(request)
+        elif last.outcome is None:
+            job.error = RequestInFlight(f"request {request.request_id} is being worked on by another front")
+        else:
+            outcome = self._log.entry(last.outcome)
+            recorded = msgspec.json.decode(outcome, type=_RecordedOutcome)
+            if recorded.res != "signed":
+                request.attempt = last.attempt + 1
+                return job.error is None
+            self._replay(job, last.intent, last.outcome, outcome, base64.b64decode(recorded.sig))
+        return False
+
+    def _replay(self, job: _Job, intent: int, outcome: int, entry: bytes, signature: bytes) -> None:
+        key = job.request.key
+        if key.public_key is None:
+            return
+        try:
+            verify_digest(key.public_key, job.request.algorithm, job.request.tbs, signature)
+        except VerificationFailed:
+            job.error = KeyHalted(
+                f"the signature on record for request {job.request.request_id} does not verify with the key that "
+                f"{key.settings.resource_name} is now: it was made by another version of the key",
+                key=key.settings.resource_name,
+            )
+            return
+        job.error = None
+        job.replayed = True
+        job.intent_index, job.intent_entry = intent, self._log.entry(intent)
+        job.outcome_index, job.outcome_entry = outcome, entry
+        job.signature, job.result = signature, "signed"
+
+    def _write_intent(self, call: _Call, job: _Job) -> None:
+        request, key = job.request, job.request.key
+        intent = entry_format.Intent(
+            att=request.attempt,
+            blind=request.blind,
+            cli=client_part(call.caller),
+            inst=self._log.instance,
+            key=entry_format.KeyVersion(name=key.settings.resource_name, spki_sha256=key.spki_sha256, version=1),
+            log=self._log.origin,
+            mdig=request.payload_sha256,
+            mech=request.algorithm.value,
+            peer=call.peer,
+            pol=request.policy,
+            pred=request.predicate_type,
+            ptype=request.payload_type,
+            req=request.request_id,
+            subj=request.subject,
+            tbs=request.tbs.hex(),
+            ts=entry_format.timestamp(self._log.clock()),
+        )
+        try:
+            job.intent_entry = entry_format.encode(intent)
+        except GreatsealError as error:
+            job.error = error
+
+    async def _sign_group(self, call: _Call, jobs: list[_Job]) -> SignedHead:
+        """Sign jobs of one key and algorithm, and commit exactly one outcome for each of their intents."""
+        key, algorithm = jobs[0].request.key, jobs[0].request.algorithm
+        began = time.perf_counter()
+        try:
+            await self._ask_token(key, algorithm, jobs)
+        except GreatsealError as error:
+            _end_all(jobs, "aborted", error)
+        except Exception as error:
+            _log.exception("token_fault", token=key.token.name)
+            _end_all(jobs, "unknown", InternalFault(f"the token's answer could not be used: {type(error).__name__}"))
+        _end_all(jobs, "unknown", OutcomeUnknown(f"token {key.token.name} left the operation without an answer"))
+        seconds = time.perf_counter() - began
+        self._metrics.token_seconds(key.token.name, len(jobs), seconds)
+        entries = [self._outcome(job, int(seconds * 1e6)) for job in jobs]
+        replayed = [job for job in call.jobs if job.replayed]
+        pairs = [(job.intent_index, job.outcome_index) for job in replayed]
+        proven = await self._log.close_intents(entries, [job.intent_index for job in jobs], pairs)
+        written = []
+        for job, entry, index in zip(jobs, entries, proven.indexes, strict=True):
+            if index is None:
+                job.error = OutcomeUnknown("another front took this daemon for dead and closed the request: ask again")
+            else:
+                job.outcome_index, job.outcome_entry = index, entry
+                written.append(job)
+        for job, proof in zip(written + replayed, proven.proofs, strict=True):
+            job.proof = proof
+        self._metrics.signed(
+            key.name,
+            algorithm.value,
+            sum(job.released for job in jobs),
+            time.perf_counter() - call.started,
+        )
+        return proven.head
+
+    async def _ask_token(self, key: SigningKey, algorithm: Algorithm, jobs: list[_Job]) -> None:
+        operations = [Operation(job.intent_index, job.leaf_hash, job.request.tbs) for job in jobs]
+        loop = asyncio.get_running_loop()
+        verifying = []
+        async for chunk in key.token.sign(key.settings.uri, algorithm, operations):
+            if len(jobs) <= _VERIFY_HERE:
+                _take(key, algorithm, jobs, chunk)
+            else:
+                verifying.append(loop.run_in_executor(self._verifiers, _take, key, algorithm, jobs, chunk))
+        if verifying:
+            await asyncio.gather(*verifying)
+
+    def _outcome(self, job: _Job, dur_us: int) -> bytes:
+        key = job.request.key
+        info = key.token.info
+        return entry_format.encode(
+            entry_format.Outcome(
+                ckr=job.ckr,
+                dur_us=dur_us,
+                hsm=entry_format.Hsm(
+                    fw=info.firmware if info else "", seq=job.sequence, serial=info.serial if info else ""
+                ),
+                inst=self._log.instance,
+                intent=entry_format.IntentRef(index=job.intent_index, leaf_hash=job.leaf_hash.hex()),
+                key=entry_format.KeyRef(spki_sha256=key.spki_sha256),
+                log=self._log.origin,
+                res=job.result,
+                sig=base64.b64encode(job.signature).decode() if job.result == "signed" else "",
+                tbs=job.request.tbs.hex(),
+                ts=entry_format.timestamp(self._log.clock()),
+                why="" if job.result == "signed" else job.why[:256],
+            )
+        )
+
+    async def _answer(
+        self, call: _Call, items: Sequence[SignRequest], refused: dict[int, GreatsealError], head: SignedHead | None
+    ) -> Batch:
+        """Put the results in order, with proofs under one checkpoint, and record what was refused."""
+        ended = {job.request.position: job for job in call.jobs}
+        for position, job, other in call.joined:
+            if other is not call:
+                await other.done
+            ended[position] = job
+        shown = [job for job in ended.values() if job.released]
+        proofs = {id(job): job.proof for job in shown}
+        if shown and (head is None or call.joined):
+            proven = await self._log.prove([(job.intent_index, job.outcome_index) for job in shown])
+            head = proven.head
+            proofs = {id(job): proof for job, proof in zip(shown, proven.proofs, strict=True)}
+        errors = {position: _error_of(job) for position, job in ended.items() if not job.released} | refused
+        if errors:
+            await self._record(call, items, errors)
+        results = [
+            errors[position] if position in errors else _released(ended[position], proofs)
+            for position in range(len(items))
+        ]
+        return Batch(results, head.note if head is not None and shown else "")
+
+    async def _record(self, call: _Call, items: Sequence[SignRequest], errors: dict[int, GreatsealError]) -> None:
+        for error in errors.values():
+            self._metrics.refused(error.reason)
+        await asyncio.gather(
+            *(
+                self._access.record_refusal(
+                    call.caller,
+                    call.peer,
+                    action_of(items[position]),
+                    error,
+                    key=items[position].key.removeprefix("keys/"),
+                    payload_type=getattr(items[position], "payload_type", ""),
+                    request_id=items[position].request_id,
+                )
+                for position, error in errors.items()
+                if isinstance(error, Refusal)
+            )
+        )
+
+
+class _RecordedOutcome(msgspec.Struct):
+    """What a replay needs of an outcome's entry."""
+
+    res: str
+    sig: str = ""
+
+
+def _take(key: SigningKey, algorithm: Algorithm, jobs: list[_Job], chunk: list[SignResult]) -> None:
+    """Keep the results of a chunk, each signature only if it verifies. Runs on a verifier's thread."""
+    assert key.public_key is not None  # noqa: S101 - a key without public half is never admitted
+    for result in chunk:
+        job = jobs[result.position]
+        job.sequence = result.sequence
+        if isinstance(result, Signed):
+            try:
+                verify_digest(key.public_key, algorithm, job.request.tbs, result.signature)
+            except VerificationFailed:
+                key.halt("its token returned a signature that does not verify with its public key")
+                _end(job, "failed", KeyHalted(f"{key.settings.resource_name} is halted: {key.halted}"))
+            else:
+                job.signature, job.result, job.error = result.signature, "signed", None
+        else:
+            _end(job, "unknown" if result.unknown else "failed", _failure(key, result))
+            job.ckr = result.ckr
+
+
+def _failure(key: SigningKey, result: NotSigned) -> GreatsealError:
+    name = key.token.name
+    if result.locked:
+        return TokenLocked(f"token {name} is locked: {result.detail}", token=name)
+    if result.unknown:
+        message = f"token {name} gave no answer ({result.detail}): it may have signed, and nothing was released"
+        return OutcomeUnknown(message, token=name)
+    if result.retry:
+        return TokenUnavailable(f"token {name} cannot sign now: {result.detail}", token=name)
+    return SigningFailed(f"token {name} refused to sign: {result.detail}", token=name, ckr=str(result.ckr))
+
+
+def _error_of(job: _Job) -> GreatsealError:
+    return job.error or LogUnavailable("the audit log broke before this request had an outcome; nothing was released")
+
+
+def _end(job: _Job, result: str, error: GreatsealError) -> None:
+    job.result, job.why, job.error = result, error.message, error
+
+
+def _end_all(jobs: list[_Job], result: str, error: GreatsealError) -> None:
+    """End the jobs that have no answer yet."""
+    for job in jobs:
+        if job.result == "unknown" and job.error is None:
+            _end(job, result, error)
+
+
+def _reused(request: Admitted) -> RequestIdReused:
+    message = f"request id {request.request_id} was used for another request: every request needs an id of its own"
+    return RequestIdReused(message, request_id=request.request_id)
+
+
+def _released(job: _Job, proofs: dict[int, tuple[bytes, bytes]]) -> Released:
+    intent_proof, outcome_proof = proofs[id(job)]
+    return Released(
+        job.request.key.settings.version_name,
+        job.request.algorithm,
+        job.signature,
+        job.request.tbs,
+        Logged(job.intent_index, job.intent_entry, intent_proof),
+        Logged(job.outcome_index, job.outcome_entry, outcome_proof),
+        job.replayed,
+    )

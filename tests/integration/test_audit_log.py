@@ -1,0 +1,303 @@
+"""The audit log's writer over a real store: order, proofs, recovery, refusals at start."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from greatseal.checkpoint import Checkpoint, open_checkpoint
+from greatseal.note import NoteSigner
+from greatseal.tlog import leaf_hash, split_hashes, verify_inclusion
+from greatseald.adapters.anchor import FileAnchor
+from greatseald.adapters.store.sqlite import SqliteStore
+from greatseald.app.audit import AuditLog
+from greatseald.app.recovery import LogRefused, check_anchor, close_dead_intents, open_tree
+from greatseald.app.writer import LogWriter
+from greatseald.domain import entries
+from greatseald.domain.errors import ArgumentInvalid, DiskReserveReached, EntryNotFound, GreatsealError, LogUnavailable
+from greatseald.domain.heads import HeadSeal
+from greatseald.ports.store import RequestKey, StoreBroken
+
+ORIGIN = "example.org/log"
+SEAL = HeadSeal(b"s" * 32)
+
+
+class QuietMetrics:
+    """Counts nothing: these tests look at the log itself."""
+
+    def committed(self, entries: int, seconds: float) -> None: ...
+    def log_size(self, entries: int, open_intents: int) -> None: ...
+    def anchor_failed(self) -> None: ...
+
+
+class Room:
+    """A reserve whose shortage a test decides."""
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+
+    def shortage(self) -> str | None:
+        return self.why
+
+
+class Site:
+    """One log's files, over several boots."""
+
+    def __init__(self, directory: Path) -> None:
+        self.database = directory / "log.db"
+        self.anchor_path = directory / "released"
+        self.signer = NoteSigner(ORIGIN, Ed25519PrivateKey.generate())
+        self.room = Room()
+        self.broken: list[BaseException] = []
+        self.recovered = 0
+
+    @asynccontextmanager
+    async def boot(self, *, close: bool = True) -> AsyncIterator[AuditLog]:
+        boot = uuid.uuid4()
+        store = SqliteStore(str(self.database), boot.bytes)
+        anchor = FileAnchor(str(self.anchor_path))
+        log: AuditLog | None = None
+        try:
+            tree = open_tree(store, SEAL)
+            anchored = check_anchor(tree, anchor)
+            self.recovered = close_dead_intents(
+                store, tree, SEAL, boot=boot.bytes, instance=str(boot), origin=ORIGIN, clock=lambda: 1_700_000_000.0
+            )
+            writer = LogWriter(
+                store=store,
+                tree=tree,
+                seal=SEAL,
+                sign_head=lambda size, root: Checkpoint(ORIGIN, size, root).sign(self.signer),
+                anchor=anchor,
+                anchored=anchored,
+                boot=boot.bytes,
+                clock=lambda: 1_700_000_000.0,
+                metrics=QuietMetrics(),  # type: ignore[arg-type]
+                on_broken=self.broken.append,
+            )
+            log = AuditLog(
+                writer=writer,
+                store=store,
+                tree=tree,
+                reserve=self.room,
+                origin=ORIGIN,
+                instance=str(boot),
+                clock=lambda: 1_700_000_000.0,
+            )
+            log.start()
+            yield log
+        finally:
+            if log is not None:
+                log.stop()
+            if close:
+                store.close()
+                anchor.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def intent(number: int) -> bytes:
+    return entries.encode(
+        entries.Intent(
+            att=1,
+            blind=True,
+            cli=entries.Client(cert_sha256="ab" * 32, id="spiffe://example.org/ci", issuer="CN=ca", serial="01"),
+            inst="i",
+            key=entries.KeyVersion(name="keys/release", spki_sha256="cd" * 32, version=1),
+            log=ORIGIN,
+            mech="ecdsa-p256-sha256",
+            peer="ipv4:127.0.0.1:5",
+            pol=entries.Policy(ids=("allow[0]",), set="00" * 32),
+            ptype="",
+            req=str(uuid.UUID(int=number)),
+            tbs=number.to_bytes(32, "big").hex(),
+            ts=entries.timestamp(0),
+        )
+    )
+
+
+def request(number: int, attempt: int = 1) -> tuple[RequestKey, bytes]:
+    return RequestKey(uuid.UUID(int=number).bytes, b"c" * 16, attempt), b"h" * 32
+
+
+def run(site: Site, work: Callable[[AuditLog], object]) -> None:
+    async def go() -> None:
+        async with site.boot() as log:
+            await work(log)  # type: ignore[misc]
+
+    asyncio.run(go())
+
+
+def test_intents_and_outcomes_are_proven_under_one_signed_checkpoint(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        placed = await log.open_intents([intent(1), intent(2)], [request(1), request(2)])
+        assert log.open_count == 2
+        indexes = [place.place for place in placed if place is not None]
+        proven = await log.close_intents([b'{"a":1}', b'{"a":2}'], indexes)
+        assert log.open_count == 0
+        checkpoint = open_checkpoint(proven.head.note, site.signer.verifier, ORIGIN)
+        assert checkpoint.size == log.size
+        for number, (index, outcome, proofs) in enumerate(zip(indexes, proven.indexes, proven.proofs, strict=True)):
+            assert outcome is not None
+            for at, data, proof in (
+                (index, intent(number + 1), proofs[0]),
+                (outcome, b'{"a":%d}' % (number + 1), proofs[1]),
+            ):
+                verify_inclusion(at, checkpoint.size, leaf_hash(data), split_hashes(proof), checkpoint.root)
+
+    run(site, work)
+
+
+def test_a_request_on_record_is_not_opened_again(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        first = await log.open_intents([intent(1)], [request(1)])
+        again = await log.open_intents([intent(1), intent(2)], [request(1), request(2)])
+        assert again[0] is None
+        assert again[1] is not None
+        assert first[0] is not None
+        assert log.size == 2
+        attempts = log.attempts(request(1)[0])
+        assert [(one.attempt, one.intent, one.outcome) for one in attempts] == [(1, 0, None)]
+
+    run(site, work)
+
+
+def test_the_anchor_knows_every_checkpoint_that_leaves(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        await log.record_admin("start", version="1")
+        head = await log.checkpoint()
+        assert f"root {head.root.hex()}" in site.anchor_path.read_text()
+
+    run(site, work)
+
+
+def test_open_intents_of_a_dead_boot_get_unknown_and_only_once(site: Site) -> None:
+    async def leave_open(log: AuditLog) -> None:
+        await log.open_intents([intent(number) for number in range(5)], [request(number) for number in range(5)])
+
+    async def look(log: AuditLog) -> None:
+        assert site.recovered == 5
+        found = await log.entries(5, 10)
+        assert len(found) == 5
+        assert all(b'"res":"unknown"' in data and b'"sig"' not in data for data in found)
+        assert log.attempts(request(3)[0])[0].outcome == 8
+
+    async def nothing(log: AuditLog) -> None:
+        assert site.recovered == 0
+        assert log.size == 10
+
+    run(site, leave_open)
+    run(site, look)
+    run(site, nothing)
+
+
+def test_an_older_copy_of_the_database_is_refused_by_the_anchor(site: Site, tmp_path: Path) -> None:
+    async def begin(log: AuditLog) -> None:
+        await log.record_admin("start")
+        await log.checkpoint()
+
+    async def more(log: AuditLog) -> None:
+        await log.record_admin("reload")
+        await log.checkpoint()
+
+    run(site, begin)
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(site.database.read_bytes())
+    run(site, more)
+    site.database.write_bytes(copy.read_bytes())
+    with pytest.raises(LogRefused, match=r"1 entries.*released.*2"):
+        run(site, more)
+
+
+def test_another_history_of_the_same_length_is_refused_by_the_anchor(site: Site) -> None:
+    async def begin(log: AuditLog) -> None:
+        await log.record_admin("start", version="1")
+        await log.checkpoint()
+
+    async def other(log: AuditLog) -> None:
+        await log.record_admin("start", version="2")
+        await log.record_admin("start", version="3")
+
+    run(site, begin)
+    kept = site.anchor_path.read_bytes()
+    site.anchor_path.unlink()
+    site.database.unlink()
+    run(site, other)
+    site.anchor_path.write_bytes(kept)
+    with pytest.raises(LogRefused, match="another log, or its history was rewritten"):
+        run(site, other)
+
+
+def edit(database: Path, statement: str) -> None:
+    with sqlite3.connect(database) as connection:
+        changed = connection.execute(statement).rowcount
+    connection.close()
+    assert changed > 0
+
+
+@pytest.mark.parametrize("field", ["root", "mac", "frontier"])
+def test_an_edited_head_row_is_not_extended(site: Site, field: str) -> None:
+    async def begin(log: AuditLog) -> None:
+        await log.record_admin("start")
+
+    run(site, begin)
+    edit(site.database, f"UPDATE commits SET {field} = zeroblob(32)")  # noqa: S608 - a column of ours
+    with pytest.raises(LogRefused):
+        run(site, begin)
+
+
+def test_nothing_new_is_begun_while_the_reserve_is_short(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        log.require_writable()
+        site.room.why = "3 MiB free"
+        with pytest.raises(DiskReserveReached, match="3 MiB free"):
+            log.require_writable()
+
+    run(site, work)
+
+
+def test_reads_beyond_the_log_are_refused_by_name(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        await log.record_admin("start")
+        with pytest.raises(EntryNotFound):
+            log.entry(1)
+        with pytest.raises(ArgumentInvalid):
+            await log.inclusion(1)
+        with pytest.raises(ArgumentInvalid):
+            await log.inclusion(0, 2)
+        with pytest.raises(ArgumentInvalid):
+            await log.consistency(0)
+        assert await log.inclusion(0) == (1, [])
+        assert await log.consistency(1) == (1, [])
+
+    run(site, work)
+
+
+def test_a_broken_store_fails_what_waits_and_is_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        message = "injected"
+        raise StoreBroken(message)
+
+    async def work(log: AuditLog) -> None:
+        await log.record_admin("start")
+        monkeypatch.setattr(SqliteStore, "append", fail)
+        with pytest.raises(LogUnavailable):
+            await log.record_admin("reload")
+        assert not log.healthy
+        assert isinstance(site.broken[0], StoreBroken)
+        with pytest.raises(GreatsealError):
+            await log.record_admin("reload")
+        with pytest.raises(LogUnavailable):
+            log.require_writable()
+
+    run(site, work)
