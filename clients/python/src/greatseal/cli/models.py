@@ -1,0 +1,248 @@
+"""`sign model` and `verify model`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from greatseal.cli.session import Session, say, session_of
+from greatseal.errors import UsageError
+from greatseal.oms.method import Method
+
+if TYPE_CHECKING:
+    from greatseal.oms.errors import ModelDiffers
+    from greatseal.oms.sign import SignedModelFile
+    from greatseal.oms.verify import Trust, VerifiedModel
+
+_MAX_PEM_BYTES: Final = 1024 * 1024
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="The model's directory.", show_default=False)]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore", metavar="PATH", help="Leave this path out, relative to MODEL; repeatable.", show_default=False
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, as the global option does.")]
+
+
+def sign_model_command(
+    context: typer.Context,
+    model: ModelArgument,
+    key: Annotated[str, typer.Option("--key", help="The key, keys/NAME or NAME.")] = "keys/release",
+    signature: Annotated[
+        Path | None,
+        typer.Option("--signature", help="The signature file; MODEL/model.sig otherwise.", show_default=False),
+    ] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(
+            "--receipt", help="Write the log's receipt here; inside MODEL it is not signed.", show_default=False
+        ),
+    ] = None,
+    ignore: IgnoreOption = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            "--method",
+            help="Name the key, or hold its certificates; certificate where the key has a chain.",
+            show_default=False,
+        ),
+    ] = None,
+    request_id: Annotated[
+        str,
+        typer.Option("--request-id", help="A UUID; the same id again returns the same signature.", show_default=False),
+    ] = "",
+    json: JsonOption = False,
+) -> None:
+    """Hash a model, have its statement signed, and write an OpenSSF Model Signing bundle."""
+    session = _session(context, as_json=json)
+    from greatseal.oms.sign import sign_model
+
+    with session.client() as client, _progress(session, "hashing") as progress:
+        signed = sign_model(
+            client,
+            model,
+            key=key,
+            signature=signature,
+            receipt=receipt,
+            ignore=ignore or (),
+            method=method,
+            request_id=request_id,
+            progress=progress,
+        )
+    if session.as_json:
+        session.emit(_described_signed(signed))
+        return
+    released = signed.released
+    session.fields(
+        [
+            ("model", f"{signed.name}, {_files(signed.files)}, {_bytes(signed.size)}"),
+            ("sha256", signed.root),
+            ("signed by", f"{released.key_version} ({released.algorithm.value}), method {signed.method.value}"),
+            ("signature", str(signed.signature_path)),
+            *([("receipt", str(signed.receipt_path))] if signed.receipt_path else []),
+        ]
+    )
+    again = ", the same signature as the first time" if released.replayed else ""
+    entries = released.receipt
+    say(f"in the log at {entries.intent.index} and {entries.outcome.index}; request {released.request_id}{again}")
+
+
+def verify_model_command(
+    context: typer.Context,
+    model: ModelArgument,
+    signature: Annotated[
+        Path | None,
+        typer.Option("--signature", help="The signature file; MODEL/model.sig otherwise.", show_default=False),
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="Trust this key, PEM.", show_default=False)
+    ] = None,
+    root_cert: Annotated[
+        Path | None,
+        typer.Option("--root-cert", help="Trust who this root certificate leads to, PEM.", show_default=False),
+    ] = None,
+    ignore: IgnoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Verify offline that a model is the one that was signed, file by file."""
+    session = _session(context, as_json=json)
+    from greatseal.oms.errors import ModelDiffers
+    from greatseal.oms.listing import relative_to_model
+    from greatseal.oms.sign import SIGNATURE_NAME
+    from greatseal.oms.verify import verify_model
+
+    trust = _trust(public_key, root_cert)
+    signature = signature or model / SIGNATURE_NAME
+    try:
+        with _progress(session, "verifying") as progress:
+            verified = verify_model(model, signature, trust, ignore=ignore or (), progress=progress)
+    except ModelDiffers as error:
+        _show_differences(session, error)
+        raise
+    if session.as_json:
+        session.emit(_described_verified(verified))
+        return
+    session.fields(
+        [
+            ("model", f"{verified.name}, {_files(verified.files)}, {_bytes(verified.size)}"),
+            ("sha256", verified.root),
+            ("signed by", verified.signer or f"the trusted key, {verified.key_hint[:16]}…"),
+        ]
+    )
+    itself = relative_to_model(model, signature)
+    others = [path for path in verified.ignored if path != itself]
+    if others:
+        say(f"not signed, and not compared: {', '.join(_printable(others))}")
+    say("OK: every file is the one that was signed")
+
+
+def _trust(public_key: Path | None, root_cert: Path | None) -> Trust:
+    from greatseal.oms.verify import Trust
+
+    if public_key is not None and root_cert is None:
+        return Trust.in_key(_read(public_key))
+    if root_cert is not None and public_key is None:
+        return Trust.in_root_pem(_read(root_cert))
+    message = "say whom you trust: --public-key PEM or --root-cert PEM, one of the two"
+    raise UsageError(message)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_MAX_PEM_BYTES + 1)
+    if len(data) > _MAX_PEM_BYTES:
+        message = f"{path} is over {_MAX_PEM_BYTES} bytes, more than any key or root certificate"
+        raise UsageError(message)
+    return data
+
+
+def _session(context: typer.Context, *, as_json: bool) -> Session:
+    session = session_of(context)
+    session.as_json = session.as_json or as_json
+    return session
+
+
+@contextmanager
+def _progress(session: Session, verb: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar with bytes, rate and time left on a terminal's stderr; nothing anywhere else."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True, no_color=not session.color)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show_differences(session: Session, error: ModelDiffers) -> None:
+    kinds = {"changed": error.changed, "missing": error.missing, "extra": error.extra}
+    if session.as_json:
+        session.emit({"verified": False, **{kind: list(names) for kind, names in kinds.items()}})
+        return
+    for kind, names in kinds.items():
+        for name in _printable(names):
+            print(f"{kind}\t{name}")
+
+
+def _described_signed(signed: SignedModelFile) -> dict[str, Any]:
+    from greatseal.cli.sign import described
+
+    return {
+        "model": signed.name,
+        "sha256": signed.root,
+        "files": signed.files,
+        "bytes": signed.size,
+        "method": signed.method.value,
+        "signature_file": str(signed.signature_path),
+        "receipt_file": str(signed.receipt_path) if signed.receipt_path else None,
+        **described(signed.released),
+    }
+
+
+def _described_verified(verified: VerifiedModel) -> dict[str, Any]:
+    return {
+        "verified": True,
+        "model": verified.name,
+        "sha256": verified.root,
+        "files": verified.files,
+        "bytes": verified.size,
+        "key_hint": verified.key_hint,
+        "signer": verified.signer or None,
+        "ignored": list(verified.ignored),
+    }
+
+
+def _printable(names: Sequence[str]) -> list[str]:
+    from greatseal.oms.errors import printable
+
+    return [printable(name) for name in names]
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"
+
+
+def _bytes(size: int) -> str:
+    value, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{size:,} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
