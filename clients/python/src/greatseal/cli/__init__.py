@@ -1,0 +1,146 @@
+"""The command `greatseal`: what a client asks of a daemon, and what it verifies without one.
+
+Each command imports what it needs when it is called, so that `greatseal --help` starts fast.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from greatseal.cli import audit, keys, receipts, sign
+from greatseal.cli.failures import report
+from greatseal.cli.models import sign_model_command, verify_model_command
+from greatseal.cli.session import JsonOption, Session, session_of
+from greatseal.version import VERSION
+
+
+class _Commands(TyperGroup):
+    """The root group: the one place where errors become exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if hasattr(error, "format_message"):  # a usage error of typer's, which says it itself
+                raise
+            raise typer.Exit(report(error, as_json=session_of(ctx).as_json)) from None
+
+
+def _group(description: str) -> typer.Typer:
+    return typer.Typer(help=description, no_args_is_help=True, rich_markup_mode=None)
+
+
+app = typer.Typer(
+    name="greatseal",
+    cls=_Commands,
+    help="Have models, statements and digests signed by keys in hardware, and verify what was signed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_keys = _group("The keys that you may read.")
+_sign = _group("Have something signed.")
+_verify = _group("Verify what was signed, offline.")
+_audit = _group("Read and check the audit log.")
+_receipt = _group("Receipts: the evidence that a signature stands in the log.")
+
+_GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ...]], ...] = (
+    ("keys", _keys, (("list", keys.list_keys), ("show", keys.show), ("public", keys.public))),
+    ("sign", _sign, (("model", sign_model_command), ("digest", sign.digest), ("statement", sign.statement))),
+    ("verify", _verify, (("model", verify_model_command),)),
+    (
+        "audit",
+        _audit,
+        (
+            ("list", audit.list_entries),
+            ("show", audit.show),
+            ("checkpoint", audit.checkpoint),
+            ("verify", audit.verify),
+        ),
+    ),
+    ("receipt", _receipt, (("verify", receipts.verify),)),
+)
+app.command()(keys.whoami)
+for _name, _app, _commands in _GROUPS:
+    app.add_typer(_app, name=_name)
+    for _command_name, _command in _commands:
+        _app.command(_command_name)(_command)
+
+
+@app.callback()
+def global_options(  # each parameter is an option
+    context: typer.Context,
+    profile: Annotated[
+        Path | None, typer.Option(help="The profile's file; GREATSEAL_PROFILE otherwise.", show_default=False)
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="The daemon, host:port.", show_default=False)] = None,
+    ca_cert: Annotated[
+        str | None, typer.Option(help="Who may have issued the daemon's certificate, PEM.", show_default=False)
+    ] = None,
+    client_cert: Annotated[str | None, typer.Option(help="Our certificate, PEM.", show_default=False)] = None,
+    client_key: Annotated[str | None, typer.Option(help="Its key, PEM, mode 0600.", show_default=False)] = None,
+    server_name: Annotated[
+        str | None, typer.Option(help="The name expected in the daemon's certificate.", show_default=False)
+    ] = None,
+    log_key: Annotated[
+        str | None, typer.Option(help="The log's verifier key, or a file that holds it.", show_default=False)
+    ] = None,
+    checkpoint_file: Annotated[
+        str | None,
+        typer.Option(help="Remember the last checkpoint here; refuse a log that went back.", show_default=False),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a call may take, 30 by default.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Plain text; NO_COLOR does the same.")] = False,
+) -> None:
+    """Take the options that stand before the command."""
+    context.obj = Session(
+        profile_path=profile,
+        settings={
+            "address": address,
+            "ca_cert": ca_cert,
+            "client_cert": client_cert,
+            "client_key": client_key,
+            "server_name": server_name,
+            "log_key": log_key,
+            "checkpoint_file": checkpoint_file,
+            "timeout": timeout,
+        },
+        as_json=json,
+        color=not no_color and not os.environ.get("NO_COLOR"),
+    )
+
+
+@app.command()
+def version(context: typer.Context, json: JsonOption = False) -> None:
+    """Print the version of this client."""
+    session = session_of(context, as_json=json)
+    if session.as_json:
+        session.emit({"version": VERSION})
+    else:
+        print(VERSION)
+
+
+def main() -> None:
+    """Run the command; the process ends with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal's encoding may lack what a model's name holds; that is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except KeyboardInterrupt as error:  # while it was starting or ending
+        raise SystemExit(report(error, as_json=False)) from None
