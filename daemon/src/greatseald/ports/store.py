@@ -97,7 +97,10 @@ class StoreError(Exception):
 
 
 class HeadMoved(StoreError):
-    """Another front has extended the log; nothing was written. Read the head again and rebuild."""
+    """Another front has extended the log; nothing was written.
+
+    Read the head again, rebuild, and append again at once: a shared store keeps the others waiting for it.
+    """
 
 
 class FencesLost(StoreError):

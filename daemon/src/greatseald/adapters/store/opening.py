@@ -1,0 +1,82 @@
+"""Which store a URL means: the table of schemes.
+
+    store = open_store("sqlite:///var/lib/greatseal/log.db", boot)
+
+A further store is a module and a line in `SCHEMES`. Drivers are imported when a URL asks for them,
+so that nobody needs PostgreSQL's client for an embedded log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from greatseald.ports.store import StoreError, StoreUnusable
+
+if TYPE_CHECKING:
+    from greatseald.ports.store import Store
+
+
+def open_store(url: str, boot: bytes) -> Store:
+    """Open the store that `url` names for the run `boot` (16 bytes).
+
+    Raises:
+        StoreUnusable: unknown scheme, missing driver, or the store refuses; the message says what to do.
+    """
+    return SCHEMES[_scheme(url)](url, boot)
+
+
+def restore(source: str, url: str, *, replace: bool = False) -> str | None:
+    """Put the backup file `source` in place of the stopped store `url`; return where a replaced one went.
+
+    Raises:
+        StoreUnusable: a daemon uses it, or its place cannot be used.
+        StoreError: the backup is not sound, or something is there and `replace` is not set.
+    """
+    if _scheme(url) != "sqlite":
+        raise StoreError("a PostgreSQL log is restored with PostgreSQL's own tools (pg_restore, or a base backup)")
+    from greatseald.adapters.store import sqlite_copy
+
+    return sqlite_copy.restore(source, sqlite_path(url), replace=replace)
+
+
+def sqlite_path(url: str) -> str:
+    """Return the file of an `sqlite:///absolute/path` URL (percent-encoded where needed). Raises StoreUnusable."""
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.scheme != "sqlite" or parts.netloc or parts.query or parts.fragment or not path.startswith("/"):
+        raise StoreUnusable(f"{url!r} does not name a file: write sqlite:///absolute/path (three slashes)")
+    if path.endswith("/") or "\x00" in path:
+        raise StoreUnusable(f"{url!r} names a directory, not a database file")
+    return path
+
+
+def _scheme(url: str) -> str:
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise StoreUnusable(f"[store] url has the unknown scheme {scheme!r}; known are: {', '.join(sorted(SCHEMES))}")
+    return scheme
+
+
+def _open_sqlite(url: str, boot: bytes) -> Store:
+    from greatseald.adapters.store.sqlite import SqliteStore
+
+    return SqliteStore(sqlite_path(url), boot)
+
+
+def _open_postgres(url: str, boot: bytes) -> Store:
+    try:
+        from greatseald.adapters.store.postgres import PostgresStore
+    except ImportError as error:
+        raise StoreUnusable(
+            f"a PostgreSQL log needs psycopg 3, which is not installed ({error}): pip install 'greatseald[postgres]'"
+        ) from error
+    return PostgresStore(url, boot)
+
+
+SCHEMES: Final[dict[str, Callable[[str, bytes], Store]]] = {
+    "sqlite": _open_sqlite,
+    "postgresql": _open_postgres,
+    "postgres": _open_postgres,
+}

@@ -1,0 +1,264 @@
+"""What is PostgreSQL's own: fate unknown, living and dead fronts, rights, schema."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from greatseald.adapters.store import postgres_schema
+from greatseald.adapters.store.postgres import PostgresStore
+from greatseald.ports.store import HeadMoved, Store, StoreBroken, StoreError, StoreUnusable
+from postgres_server import PostgresServer
+from store_writing import StoreWriter, check_log
+
+pytestmark = pytest.mark.postgres
+
+BOOT, OTHER = bytes(range(16)), b"o" * 16
+
+
+def database_of(url: str) -> str:
+    return re.search(r"@/(\w+)\?", url)[1]  # type: ignore[index]
+
+
+class WaitingCommit:
+    """An append that waits, within COMMIT, for a standby that never comes."""
+
+    def __init__(self, server: PostgresServer, writer: StoreWriter) -> None:
+        self.server = server
+        self.error: BaseException | None = None
+        self._writer = writer
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> int:
+        """Return the pid of the session that waits."""
+        self._standby("'nobody'")
+        self._thread.start()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            waiting = self.server.run("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            if waiting:
+                pid = waiting[0][0]
+                assert isinstance(pid, int)
+                return pid
+            time.sleep(0.02)
+        raise TimeoutError("the commit does not wait for a standby")
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(20)
+        self._standby("''")
+
+    def _standby(self, name: str) -> None:
+        self.server.run(f"ALTER SYSTEM SET synchronous_standby_names = {name}")
+        self.server.run("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + 20
+        while self.server.run("SHOW synchronous_standby_names") != [(name.strip("'"),)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def _run(self) -> None:
+        try:
+            self._writer.write([b"in doubt"])
+        except StoreBroken as error:
+            self.error = error
+
+
+def test_a_commit_that_gave_up_on_the_standby_is_not_reported_as_durable(
+    postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    """PostgreSQL answers COMMIT all the same, with a WARNING."""
+    store = opened(postgres_url)
+    writer = StoreWriter(store, BOOT)
+    writer.write([b"sound"])
+    commit = WaitingCommit(postgres, writer)
+    with commit as pid:
+        postgres.run(f"SELECT pg_cancel_backend({pid})")
+    assert commit.error is not None
+    assert "COMMIT, which may not be durable" in str(commit.error)
+    assert "canceling wait for synchronous replication" in str(commit.error)
+    with pytest.raises(StoreBroken):
+        writer.write([b"more"])
+    # It was committed here: only a restart may say so.
+    assert check_log(opened(postgres_url)) == [b"sound", b"in doubt"]
+
+
+def test_a_connection_lost_at_commit_leaves_the_fate_unknown(
+    postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    writer = StoreWriter(opened(postgres_url), BOOT)
+    commit = WaitingCommit(postgres, writer)
+    with commit as pid:
+        postgres.run(f"SELECT pg_terminate_backend({pid})")
+    assert commit.error is not None
+    assert "COMMIT" in str(commit.error)
+    check_log(opened(postgres_url))
+
+
+def test_a_front_that_lost_its_session_writes_no_more_and_counts_as_dead(
+    postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    store, other = opened(postgres_url, BOOT), opened(postgres_url, OTHER)
+    writer = StoreWriter(store, BOOT)
+    writer.write([b"intent"], opens=True)
+    assert other.open_intents() == []
+    name = database_of(postgres_url)
+    postgres.run(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' "
+        f"AND database = (SELECT oid FROM pg_database WHERE datname = '{name}') "
+        f"AND pid = (SELECT min(pid) FROM pg_stat_activity WHERE datname = '{name}')"
+    )
+    assert [intent.boot for intent in other.open_intents()] == [BOOT]
+    StoreWriter(other, OTHER).write([b"unknown"], closes=[0])
+    # The late signature finds its fence closed, or rather: finds itself without a store.
+    with pytest.raises(StoreBroken):
+        writer.write([b"signed"], closes=[0])
+    with pytest.raises(StoreBroken):
+        writer.write([b"signed"], closes=[0])
+    assert check_log(other) == [b"intent", b"unknown"]
+
+
+def test_a_server_that_stops_at_once_keeps_what_it_acknowledged(
+    postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    store = opened(postgres_url)
+    writer = StoreWriter(store, BOOT)
+    for commit in range(20):
+        writer.write([b"%d" % commit])
+    postgres.down(signal.SIGQUIT)
+    try:
+        with pytest.raises(StoreError, match="cannot be read"):
+            store.head()
+        with pytest.raises(StoreBroken):
+            writer.write([b"x"])
+        with pytest.raises(StoreUnusable, match="cannot be reached"):
+            PostgresStore(postgres_url, OTHER)
+    finally:
+        postgres.up()
+    assert check_log(opened(postgres_url)) == [b"%d" % commit for commit in range(20)]
+
+
+def test_a_front_that_was_too_late_has_the_next_turn(postgres_url: str, opened: Callable[..., Store]) -> None:
+    slow, fast = StoreWriter(opened(postgres_url, BOOT), BOOT), StoreWriter(opened(postgres_url, OTHER), OTHER)
+    stale = slow.build([b"stale"])
+    fast.write([b"fast"])
+    with pytest.raises(HeadMoved):
+        slow.commit(stale)
+    finished = threading.Event()
+
+    def hurry() -> None:
+        fast.write([b"fast again"])
+        finished.set()
+
+    thread = threading.Thread(target=hurry)
+    thread.start()
+    slow.catch_up()
+    slow.write([b"slow"])
+    thread.join(20)
+    assert finished.is_set()
+    assert slow.retries == 0
+    assert check_log(slow.store) == [b"fast", b"slow", b"fast again"]
+
+
+def test_two_fronts_of_one_boot_are_refused(postgres_url: str, opened: Callable[..., Store]) -> None:
+    opened(postgres_url, BOOT)
+    with pytest.raises(StoreUnusable, match="same boot"):
+        opened(postgres_url, BOOT)
+    opened(postgres_url, OTHER)
+
+
+def test_a_server_without_fsync_is_refused(postgres: PostgresServer, postgres_url: str) -> None:
+    postgres.run("ALTER SYSTEM SET fsync = off")
+    postgres.run("SELECT pg_reload_conf()")
+    try:
+        deadline = time.monotonic() + 20
+        while postgres.run("SHOW fsync") != [("off",)]:
+            assert time.monotonic() < deadline
+        with pytest.raises(StoreUnusable, match="fsync = off"):
+            PostgresStore(postgres_url, BOOT)
+    finally:
+        postgres.run("ALTER SYSTEM RESET fsync")
+        postgres.run("SELECT pg_reload_conf()")
+
+
+def test_no_message_shows_the_password(postgres_url: str) -> None:
+    url = postgres_url.replace("postgres@", "postgres:hunter2@").replace("/log?", "/absent_log?")
+    with pytest.raises(StoreUnusable, match="absent_log") as refused:
+        PostgresStore(url, BOOT)
+    assert "hunter2" not in str(refused.value)
+
+
+# ------------------------------------------------------------------------------- rights and schema
+
+
+def test_the_documented_rights_suffice_and_do_not_reach_the_entries(
+    postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    opened(postgres_url).close()
+    name = database_of(postgres_url)
+    for statement in re.findall(r"^    ((?:CREATE ROLE|GRANT) .*?;)", postgres_schema.__doc__ or "", re.MULTILINE):
+        postgres.run(statement, name)
+    front = postgres.url(name, "greatseal_front")
+    try:
+        with closing(PostgresStore(front, BOOT)) as store:
+            writer = StoreWriter(store, BOOT)
+            writer.write([b"%d" % number for number in range(256)], opens=True)
+            writer.write([b"o"], closes=[0])
+            assert store.forget_requests(10_000, 10) == 0
+        with closing(PostgresStore(front, OTHER)) as store:
+            assert len(store.open_intents()) == 255
+            check_log(store)
+        for forbidden in (
+            "UPDATE greatseal.commits SET size = 9",
+            "DELETE FROM greatseal.commits",
+            "DROP TABLE greatseal.head",
+        ):
+            with pytest.raises(Exception, match=r"permission denied|must be owner"):
+                postgres.run(f"SET ROLE greatseal_front; {forbidden}", name)
+    finally:
+        postgres.run("DROP OWNED BY greatseal_front", name)
+        postgres.run("DROP ROLE greatseal_front")
+
+
+def test_a_role_without_rights_is_told_what_to_do(postgres: PostgresServer, postgres_url: str) -> None:
+    postgres.run("CREATE ROLE stranger LOGIN")
+    try:
+        with pytest.raises(StoreUnusable, match=r"may not make or read the schema greatseal.*as its owner"):
+            PostgresStore(postgres.url(database_of(postgres_url), "stranger"), BOOT)
+    finally:
+        postgres.run("DROP ROLE stranger")
+
+
+def test_an_older_schema_is_migrated_and_a_newer_one_refused(postgres_url: str, opened: Callable[..., Store]) -> None:
+    with closing(opened(postgres_url)) as store:
+        StoreWriter(store, BOOT).write([b"a", b"b"])
+    newer = (*postgres_schema.MIGRATIONS, "CREATE TABLE greatseal.notes AS SELECT size FROM greatseal.commits")
+    with closing(PostgresStore(postgres_url, BOOT, newer)) as store:
+        assert check_log(store) == [b"a", b"b"]
+    with pytest.raises(StoreUnusable, match="schema version 2, and this greatseald knows versions up to 1"):
+        opened(postgres_url)
+
+
+def test_a_migration_that_fails_changes_nothing(postgres_url: str, opened: Callable[..., Store]) -> None:
+    opened(postgres_url).close()
+    broken = (*postgres_schema.MIGRATIONS, "CREATE TABLE greatseal.notes (x INTEGER); SELECT 1 / 0")
+    with pytest.raises(StoreUnusable, match="division by zero"):
+        PostgresStore(postgres_url, BOOT, broken)
+    StoreWriter(opened(postgres_url), BOOT).write([b"goes on"])
+
+
+def test_somebody_elses_schema_is_refused(postgres: PostgresServer, postgres_url: str) -> None:
+    postgres.run("CREATE SCHEMA greatseal", database_of(postgres_url))
+    with pytest.raises(StoreUnusable, match="not of a Greatseal log"):
+        PostgresStore(postgres_url, BOOT)
+
+
+def test_a_backup_is_left_to_postgresqls_tools(
+    postgres_url: str, opened: Callable[..., Store], tmp_path: object
+) -> None:
+    with pytest.raises(StoreError, match="pg_basebackup"):
+        opened(postgres_url).backup(f"{tmp_path}/copy.db")
