@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from greatseald.domain import entries as entry_format
 from greatseald.domain.errors import AccessDenied, CallerDenylisted, GreatsealError
-from greatseald.domain.policy import SIGN
+from greatseald.domain.policy import KEY_ACTIONS, SIGN
 
 if TYPE_CHECKING:
     from greatseald.app.audit import AuditLog
@@ -66,12 +66,12 @@ class Access:
         return self._rules.rules_of(caller)
 
     def allowed_actions(self, caller: Caller, key: str) -> list[str]:
-        """Return the actions that any rule allows the caller on a key, sorted."""
+        """Return the actions that the rules allow the caller on a key, sorted, for some payload type at least."""
         actions = {
             action
             for _, rule in self._rules.rules_of(caller)
             for action in rule.actions
-            if rule.allows(action, key, rule.payload_types[0] if rule.payload_types else "")
+            if action in KEY_ACTIONS and rule.allows(action, key, rule.payload_types[0] if rule.payload_types else "")
         }
         return sorted(actions)
 

@@ -28,7 +28,8 @@ ACTIONS: Final = (SIGN, SIGN_BLIND, READ_KEYS, READ_AUDIT)
 
 ANY: Final = "*"
 
-_NEEDS_KEY: Final = frozenset({SIGN, SIGN_BLIND, READ_KEYS})
+KEY_ACTIONS: Final = frozenset({SIGN, SIGN_BLIND, READ_KEYS})
+"""Those of them that are allowed key by key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class AllowRule:
         """Whether this rule allows its client the action on the key with the payload type."""
         if action not in self.actions:
             return False
-        if action in _NEEDS_KEY and key not in self.keys and ANY not in self.keys:
+        if action in KEY_ACTIONS and key not in self.keys and ANY not in self.keys:
             return False
         return action != SIGN or payload_type in self.payload_types or ANY in self.payload_types
 

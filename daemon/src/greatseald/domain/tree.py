@@ -56,7 +56,7 @@ def leaf_hash(entry: bytes) -> bytes:
     return _sha256(b"\x00" + entry).digest()
 
 
-class TreeDisagrees(Exception):  # noqa: N818 - says what is the case, as the whole tree of errors does
+class TreeDisagrees(Exception):
     """What the store holds does not add up to the head, or a part of it is missing.
 
     The log was edited, truncated or damaged: nothing may be signed on top of it.
