@@ -1,0 +1,193 @@
+"""A signature verifies with its key, its algorithm and its digest, and with nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greatseal.algorithms import Algorithm
+from greatseal.signatures import (
+    PublicKey,
+    algorithms_of,
+    check_key_fits,
+    ecdsa_raw_to_der,
+    load_public_key,
+    spki_der,
+    spki_sha256,
+    verify_digest,
+)
+from greatseal.verification import PublicKeyInvalid, SignatureInvalid
+from sample_log import new_key, sign_digest
+
+KEYS = {
+    Algorithm.ECDSA_P256_SHA256: new_key(Algorithm.ECDSA_P256_SHA256),
+    Algorithm.ECDSA_P384_SHA384: new_key(Algorithm.ECDSA_P384_SHA384),
+    Algorithm.RSA_PKCS1_SHA256: new_key(Algorithm.RSA_PKCS1_SHA256),
+}
+KEYS[Algorithm.RSA_PSS_SHA256] = KEYS[Algorithm.RSA_PKCS1_SHA256]
+
+
+def digest_for(algorithm: Algorithm, content: bytes = b"content") -> bytes:
+    return hashlib.new(algorithm.hash_name, content).digest()
+
+
+def pem_of(key: object) -> bytes:
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+class TestEachAlgorithm:
+    def test_verifies_what_its_key_signed(self, algorithm: Algorithm):
+        key, digest = KEYS[algorithm], digest_for(algorithm)
+        verify_digest(key.public_key(), algorithm, digest, sign_digest(key, algorithm, digest))
+
+    def test_refuses_another_digest(self, algorithm: Algorithm):
+        key = KEYS[algorithm]
+        signature = sign_digest(key, algorithm, digest_for(algorithm))
+        with pytest.raises(SignatureInvalid):
+            verify_digest(key.public_key(), algorithm, digest_for(algorithm, b"other"), signature)
+
+    def test_refuses_another_key(self, algorithm: Algorithm):
+        digest = digest_for(algorithm)
+        with pytest.raises(SignatureInvalid):
+            verify_digest(
+                new_key(algorithm).public_key(), algorithm, digest, sign_digest(KEYS[algorithm], algorithm, digest)
+            )
+
+    @pytest.mark.parametrize("size", [0, 10, 20, 31, 33, 64])
+    def test_refuses_a_digest_of_another_length(self, algorithm: Algorithm, size: int):
+        with pytest.raises(SignatureInvalid, match="signs a digest of"):
+            verify_digest(KEYS[algorithm].public_key(), algorithm, b"\0" * size, b"signature")
+
+    def test_refuses_changed_and_cut_signatures(self, algorithm: Algorithm):
+        key, digest = KEYS[algorithm], digest_for(algorithm)
+        signature = sign_digest(key, algorithm, digest)
+        flipped = signature[:-1] + bytes([signature[-1] ^ 1])
+        for wrong in (b"", signature[:-1], signature + b"\0", flipped, b"\0" * len(signature)):
+            with pytest.raises(SignatureInvalid):
+                verify_digest(key.public_key(), algorithm, digest, wrong)
+
+    def test_refuses_keys_of_every_other_kind(self, algorithm: Algorithm):
+        digest = digest_for(algorithm)
+        signature = sign_digest(KEYS[algorithm], algorithm, digest)
+        for other, key in KEYS.items():
+            if other.value.partition("-")[0] != algorithm.value.partition("-")[0] or (
+                other.is_ecdsa and other != algorithm
+            ):
+                with pytest.raises(PublicKeyInvalid, match="does not fit"):
+                    verify_digest(key.public_key(), algorithm, digest, signature)
+
+
+def test_pss_and_pkcs1_of_one_key_are_not_each_other():
+    key, digest = KEYS[Algorithm.RSA_PSS_SHA256], digest_for(Algorithm.RSA_PSS_SHA256)
+    for signed, verified in (
+        (Algorithm.RSA_PSS_SHA256, Algorithm.RSA_PKCS1_SHA256),
+        (Algorithm.RSA_PKCS1_SHA256, Algorithm.RSA_PSS_SHA256),
+    ):
+        with pytest.raises(SignatureInvalid):
+            verify_digest(key.public_key(), verified, digest, sign_digest(key, signed, digest))
+
+
+@pytest.mark.parametrize("salt", [0, 20, 48])
+def test_pss_takes_a_salt_of_32_bytes_only(salt: int):
+    key, digest = KEYS[Algorithm.RSA_PSS_SHA256], digest_for(Algorithm.RSA_PSS_SHA256)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    signature = key.sign(digest, padding.PSS(padding.MGF1(hashes.SHA256()), salt), Prehashed(hashes.SHA256()))
+    with pytest.raises(SignatureInvalid):
+        verify_digest(key.public_key(), Algorithm.RSA_PSS_SHA256, digest, signature)
+
+
+def test_der_is_read_strictly():
+    algorithm = Algorithm.ECDSA_P256_SHA256
+    key, digest = KEYS[algorithm], digest_for(algorithm)
+    signature = sign_digest(key, algorithm, digest)
+    # The same numbers with a length in long form (BER, not DER).
+    long_form = signature[:1] + b"\x81" + signature[1:]
+    with pytest.raises(SignatureInvalid):
+        verify_digest(key.public_key(), algorithm, digest, long_form)
+
+
+class TestReadingKeys:
+    def test_pem_and_der_give_the_same_key(self):
+        for key in KEYS.values():
+            public = key.public_key()
+            assert spki_sha256(load_public_key(pem_of(public))) == spki_sha256(load_public_key(spki_der(public)))
+            assert spki_sha256(public) == hashlib.sha256(spki_der(public)).hexdigest() == spki_sha256(spki_der(public))
+
+    def test_a_key_says_what_it_fits(self):
+        assert algorithms_of(KEYS[Algorithm.ECDSA_P384_SHA384].public_key()) == (Algorithm.ECDSA_P384_SHA384,)
+        assert algorithms_of(KEYS[Algorithm.RSA_PSS_SHA256].public_key()) == (
+            Algorithm.RSA_PKCS1_SHA256,
+            Algorithm.RSA_PSS_SHA256,
+        )
+        check_key_fits(KEYS[Algorithm.ECDSA_P256_SHA256].public_key(), Algorithm.ECDSA_P256_SHA256)
+
+    @pytest.mark.parametrize(
+        "public",
+        [
+            ec.generate_private_key(ec.SECP521R1()).public_key(),
+            ec.generate_private_key(ec.SECP256K1()).public_key(),
+            ed25519.Ed25519PrivateKey.generate().public_key(),
+            rsa.RSAPublicNumbers(65537, (1 << 1023) + 1).public_key(),
+            rsa.RSAPublicNumbers(65537, (1 << 2046) + 1).public_key(),
+            rsa.RSAPublicNumbers(65537, (1 << 4096) + 1).public_key(),
+        ],
+        ids=["P-521", "secp256k1", "Ed25519", "RSA-1024", "RSA-2047", "RSA-4097"],
+    )
+    def test_keys_of_other_kinds_and_sizes_are_refused(self, public: PublicKey):
+        with pytest.raises(PublicKeyInvalid, match="not supported"):
+            load_public_key(pem_of(public))
+
+    @pytest.mark.parametrize("bits", [2048, 3072, 4096])
+    def test_moduli_within_the_bounds_are_read(self, bits: int):
+        public = rsa.RSAPublicNumbers(65537, (1 << (bits - 1)) + 1).public_key()
+        assert load_public_key(pem_of(public)).key_size == bits
+
+    @pytest.mark.parametrize(
+        "data",
+        [b"", b"key", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", b"\x30" * 20_000],
+    )
+    def test_what_is_no_key_is_refused(self, data: bytes):
+        with pytest.raises(PublicKeyInvalid):
+            load_public_key(data)
+
+    def test_an_oversized_text_is_refused(self):
+        pem = pem_of(KEYS[Algorithm.ECDSA_P256_SHA256].public_key())
+        with pytest.raises(PublicKeyInvalid, match="over the limit"):
+            load_public_key(b"comment\n" * 2100 + pem)
+
+    @given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b"-----BEGIN " + tail))
+    def test_no_bytes_raise_anything_else(self, data: bytes):
+        with pytest.raises(PublicKeyInvalid):
+            load_public_key(data)
+
+
+class TestRawSignatures:
+    @given(st.integers(1, 2**256 - 1), st.integers(1, 2**256 - 1))
+    def test_halves_of_every_size_become_der(self, r: int, s: int):
+        raw = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+        assert decode_dss_signature(ecdsa_raw_to_der(raw)) == (r, s)
+
+    @given(st.integers(1, 2**384 - 1), st.integers(1, 255))
+    def test_halves_of_48_bytes_too(self, r: int, s: int):
+        raw = r.to_bytes(48, "big") + s.to_bytes(48, "big")
+        assert decode_dss_signature(ecdsa_raw_to_der(raw)) == (r, s)
+
+    def test_a_converted_signature_verifies(self):
+        algorithm = Algorithm.ECDSA_P384_SHA384
+        key, digest = KEYS[algorithm], digest_for(algorithm)
+        r, s = decode_dss_signature(sign_digest(key, algorithm, digest))
+        verify_digest(
+            key.public_key(), algorithm, digest, ecdsa_raw_to_der(r.to_bytes(48, "big") + s.to_bytes(48, "big"))
+        )
+
+    @pytest.mark.parametrize("raw", [b"", b"\1" * 63, b"\1" * 65, b"\1" * 132, b"\0" * 64, b"\1" * 32 + b"\0" * 32])
+    def test_other_lengths_and_zeros_are_refused(self, raw: bytes):
+        with pytest.raises(SignatureInvalid):
+            ecdsa_raw_to_der(raw)
