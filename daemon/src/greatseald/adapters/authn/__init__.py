@@ -1,0 +1,1 @@
+"""Turning what a caller presents into a `Caller`."""

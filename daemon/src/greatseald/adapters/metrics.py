@@ -1,0 +1,201 @@
+"""Metrics for Prometheus: `ports.metrics.Metrics` and the gate's `CallMetrics`, over prometheus_client.
+
+Label values are bounded: keys, tokens, algorithms, reasons and methods come from the configuration
+and from the API, never from a caller.
+
+Histograms are kept here and only rendered by prometheus_client, whose own take a lock for each
+bucket. Each is written by one thread (the event loop, or the log's writer); a scrape reads whatever
+is there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+_FAST: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0, 10.0, 30.0)
+_BOUNDS: Final = (*map(str, _FAST), "+Inf")
+_TOKEN_STATES: Final = ("starting", "ready", "unavailable", "locked")
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Series:
+    """The observations of one set of label values."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_FAST) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(_FAST, seconds)] += 1
+        self.total += seconds
+
+
+class _Seconds(Collector):
+    """A histogram of durations with labels."""
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: tuple[str, ...] = ()) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._series: dict[tuple[str, ...], _Series] = {}
+        registry.register(self)
+
+    def observe(self, seconds: float, *labels: str) -> None:
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = _Series()
+        series.observe(seconds)
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, series in list(self._series.items()):
+            running = list(accumulate(series.counts))
+            family.add_metric(labels, list(zip(_BOUNDS, running, strict=True)), series.total)
+        yield family
+
+
+class PrometheusMetrics:
+    """The daemon's metrics, in a registry of its own."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        build = Gauge(
+            "greatseald_build_info", "Always 1; the label says which version runs.", ["version"], registry=registry
+        )
+        build.labels(version).set(1)
+        self._signatures = Counter(
+            "greatseald_signatures",
+            "Signatures released, replayed ones not counted again.",
+            ["key", "algorithm"],
+            registry=registry,
+        )
+        self._signing = _Seconds(
+            registry,
+            "greatseald_signing_seconds",
+            "From the arrival of a group of requests of one key to the durable, verified outcome of all of them.",
+            ("key", "algorithm"),
+        )
+        self._refusals = Counter(
+            "greatseald_refusals",
+            "Requests refused or failed, by ErrorReason; items of batches count one by one.",
+            ["reason"],
+            registry=registry,
+        )
+        self._commit_seconds = _Seconds(
+            registry,
+            "greatseald_log_commit_seconds",
+            "One group commit of the audit log, checkpoint and anchor included.",
+        )
+        self._committed = Counter(
+            "greatseald_log_committed_entries", "Entries that this boot committed.", registry=registry
+        )
+        self._log_entries = Gauge("greatseald_log_entries", "Size of the audit log.", registry=registry)
+        self._open_intents = Gauge(
+            "greatseald_open_intents", "Intents of this front without an outcome; 0 when idle.", registry=registry
+        )
+        self._token_operations = Counter(
+            "greatseald_token_operations", "Operations given to a token.", ["token"], registry=registry
+        )
+        self._token_seconds = _Seconds(
+            registry, "greatseald_token_seconds", "How long a token worked on one group of operations.", ("token",)
+        )
+        self._token_state = Gauge(
+            "greatseald_token_state",
+            "1 for the state that a token is in, 0 for the others.",
+            ["token", "state"],
+            registry=registry,
+        )
+        self._restarts = Counter(
+            "greatseald_host_restarts",
+            "Token hosts that were replaced after a crash, a timeout or a lost device.",
+            ["token", "cause"],
+            registry=registry,
+        )
+        self._suppressed = Counter(
+            "greatseald_denials_suppressed",
+            "Denials counted into a later log entry rather than logged one by one.",
+            registry=registry,
+        )
+        self._anchor_failures = Counter(
+            "greatseald_anchor_failures", "Times the anchor could not be advanced; signing went on.", registry=registry
+        )
+        self._calls = _Seconds(
+            registry, "greatseald_rpc_seconds", "Calls of the API by method and status code.", ("method", "code")
+        )
+        self._in_flight = Gauge("greatseald_rpc_in_flight", "Calls being served now.", registry=registry)
+        self._serving = Gauge("greatseald_serving", "1 while gRPC health answers SERVING.", registry=registry)
+        self._reloads = Counter(
+            "greatseald_config_reloads", "Reloads of the configuration.", ["result"], registry=registry
+        )
+        self._expiry = Gauge(
+            "greatseald_server_certificate_expiry_seconds",
+            "When the server's certificate expires, Unix time.",
+            registry=registry,
+        )
+
+    def text(self) -> bytes:
+        """Return the exposition format, version 0.0.4."""
+        return generate_latest(self.registry)
+
+    def watch_in_flight(self, read: Callable[[], float]) -> None:
+        """Ask `read` at each scrape."""
+        self._in_flight.set_function(read)
+
+    def watch_serving(self, read: Callable[[], bool]) -> None:
+        """Ask `read` at each scrape."""
+        self._serving.set_function(read)
+
+    def certificate_expiry(self, unix_seconds: float) -> None:
+        """The server's certificate expires then."""
+        self._expiry.set(unix_seconds)
+
+    def reloaded(self, result: str) -> None:
+        """A reload ended: `ok` or `refused`."""
+        self._reloads.labels(result).inc()
+
+    def called(self, method: str, code: str, seconds: float) -> None:
+        self._calls.observe(seconds, method, code)
+
+    def signed(self, key: str, algorithm: str, count: int, seconds: float) -> None:
+        self._signatures.labels(key, algorithm).inc(count)
+        self._signing.observe(seconds, key, algorithm)
+
+    def refused(self, reason: str, count: int = 1) -> None:
+        self._refusals.labels(reason).inc(count)
+
+    def committed(self, entries: int, seconds: float) -> None:
+        self._committed.inc(entries)
+        self._commit_seconds.observe(seconds)
+
+    def log_size(self, entries: int, open_intents: int) -> None:
+        self._log_entries.set(entries)
+        self._open_intents.set(open_intents)
+
+    def token_seconds(self, token: str, operations: int, seconds: float) -> None:
+        self._token_operations.labels(token).inc(operations)
+        self._token_seconds.observe(seconds, token)
+
+    def token_state(self, token: str, state: str) -> None:
+        for each in _TOKEN_STATES:
+            self._token_state.labels(token, each).set(each == state)
+
+    def host_restarted(self, token: str, cause: str) -> None:
+        self._restarts.labels(token, cause).inc()
+
+    def denial_suppressed(self, count: int) -> None:
+        self._suppressed.inc(count)
+
+    def anchor_failed(self) -> None:
+        self._anchor_failures.inc()

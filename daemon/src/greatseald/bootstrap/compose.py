@@ -1,0 +1,189 @@
+"""Choosing the adapters that the configuration means and putting the parts together.
+
+The order matters: the store first, because its lock tells a second daemon; then the checks of the
+log, because nothing may be served over a log that is not ours; then everything else.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Final
+
+from greatseal.checkpoint import Checkpoint
+from greatseal.note import NoteSigner
+from greatseald.adapters.anchor import FileAnchor
+from greatseald.adapters.authn.certificate import CertificateReader
+from greatseald.adapters.disk import DiskReserve
+from greatseald.adapters.metrics import PrometheusMetrics
+from greatseald.adapters.store.opening import open_store, sqlite_path
+from greatseald.adapters.tokens.uris import parse_uri
+from greatseald.app.access import Access
+from greatseald.app.admission import Admission
+from greatseald.app.audit import AuditLog
+from greatseald.app.keys import KeyRing
+from greatseald.app.recovery import advance_anchor, check_anchor, close_dead_intents, open_tree
+from greatseald.app.sign import Signing
+from greatseald.app.writer import LogWriter
+from greatseald.config import Settings, load, read_head_mac_key, read_log_key
+from greatseald.domain.heads import HeadSeal
+from greatseald.ports.store import Store
+from greatseald.ports.tokens import Token
+from greatseald.rpc.audit import AuditService
+from greatseald.rpc.gate import Gate, Limits
+from greatseald.rpc.health import HealthService
+from greatseald.rpc.identity import IdentityService
+from greatseald.rpc.keys import KeyService
+from greatseald.rpc.server import Methods
+from greatseald.rpc.signing import SigningService
+
+VERSION: Final = installed_version("greatseald")
+_VERIFIERS: Final = 2
+"""Threads that verify signatures: cryptography releases the GIL, and two are as many as pay (performance.md)."""
+
+
+@dataclass(slots=True)
+class OpenLog:
+    """The audit log of this boot with what stands behind it."""
+
+    log: AuditLog
+    store: Store
+    anchor: FileAnchor
+    recovered: int
+    size_before: int
+    root_before: bytes
+
+    def close(self) -> None:
+        """Release store and anchor, after the log has stopped."""
+        self.store.close()
+        self.anchor.close()
+
+
+@dataclass(slots=True)
+class Core:
+    """What the services stand on."""
+
+    access: Access
+    keys: KeyRing
+    tokens: dict[str, Token]
+    signing: Signing
+    verifiers: ThreadPoolExecutor
+
+
+def read_settings(config: Path, environment: Mapping[str, str]) -> Settings:
+    """Read the configuration as the daemon will use it.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    return load(config, environment, _check_uri)
+
+
+def _check_uri(text: str, names_object: bool) -> None:
+    uri = parse_uri(text)
+    if names_object and not uri.names_object:
+        raise ValueError("must name the key in its token: add object=LABEL or id=%01")
+    if not names_object and not uri.names_token:
+        raise ValueError("must name the token: token=LABEL, serial=NUMBER or slot-id=NUMBER")
+
+
+def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable[[BaseException], None]) -> OpenLog:
+    """Open the store, prove that the log is ours and whole, and close what a dead boot left open.
+
+    Raises:
+        StoreUnusable, AnchorError, LogRefused: each says what disagrees with what, and what to do.
+    """
+    boot = uuid.uuid4()
+    table = settings.log
+    seal = HeadSeal(read_head_mac_key(table.head_mac_key_file))
+    signer = NoteSigner(table.origin, read_log_key(table.key_file))
+    store = open_store(settings.store.url, boot.bytes)
+    try:
+        anchor = FileAnchor(str(table.anchor))
+        try:
+            tree = open_tree(store, seal)
+            size_before, root_before = tree.size, tree.root()
+            check_anchor(tree, anchor)
+            recovered = close_dead_intents(
+                store, tree, seal, boot=boot.bytes, instance=str(boot), origin=table.origin, clock=time.time
+            )
+            advance_anchor(anchor, tree)
+            writer = LogWriter(
+                store=store,
+                tree=tree,
+                seal=seal,
+                sign_head=lambda size, root: Checkpoint(table.origin, size, root).sign(signer),
+                anchor=anchor,
+                anchored=tree.size,
+                boot=boot.bytes,
+                clock=time.time,
+                metrics=metrics,
+                on_broken=on_broken,
+            )
+        except BaseException:
+            anchor.close()
+            raise
+    except BaseException:
+        store.close()
+        raise
+    log = AuditLog(
+        writer=writer,
+        store=store,
+        tree=tree,
+        reserve=_reserve(settings),
+        origin=table.origin,
+        instance=str(boot),
+        clock=time.time,
+    )
+    return OpenLog(log, store, anchor, recovered, size_before, root_before)
+
+
+def build_core(settings: Settings, log: AuditLog, metrics: PrometheusMetrics, tokens: dict[str, Token]) -> Core:
+    """Put the use cases together over the log and the tokens."""
+    access = Access(settings.rules(), log, metrics)
+    keys = KeyRing.build(settings.key_settings(), tokens)
+    verifiers = ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="verify")
+    signing = Signing(
+        admission=Admission(access, keys),
+        access=access,
+        log=log,
+        verifiers=verifiers,
+        metrics=metrics,
+        max_waiting_items=settings.server.max_waiting_items,
+    )
+    return Core(access, keys, tokens, signing, verifiers)
+
+
+def build_gate(settings: Settings, access: Access, metrics: PrometheusMetrics) -> Gate:
+    """Make the way into every method."""
+    server = settings.server
+    return Gate(
+        read_caller=CertificateReader(time.time).caller,
+        access=access,
+        limits=Limits(server.max_concurrent_calls, server.max_message_bytes, server.default_deadline),
+        metrics=metrics,
+        call_metrics=metrics,
+    )
+
+
+def build_methods(core: Core, log: AuditLog, gate: Gate, health: HealthService, metrics: PrometheusMetrics) -> Methods:
+    """Return every method of the network's port by its path."""
+    return {
+        **SigningService(core.signing, core.access, metrics).handlers(gate),
+        **KeyService(core.keys, core.access).handlers(gate),
+        **AuditService(log, core.access).handlers(gate),
+        **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
+        **health.handlers(gate),
+    }
+
+
+def _reserve(settings: Settings) -> DiskReserve:
+    """Watch the log's volume where it is ours: PostgreSQL's is its server's business."""
+    if settings.store.url.startswith("sqlite:"):
+        return DiskReserve(sqlite_path(settings.store.url), settings.log.reserve_bytes)
+    return DiskReserve(str(settings.log.anchor), 0)

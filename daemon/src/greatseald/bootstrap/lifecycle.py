@@ -1,0 +1,335 @@
+"""The life of the process: start, serve, reload, drain, end.
+
+- SIGTERM, SIGINT: stop taking calls, finish those under way, record `stop`, exit 0; again: at once.
+- SIGHUP: read the configuration again; a file with errors keeps the old settings.
+- A broken log: the reason on the first line of stderr, exit 1 at once; a restart recovers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import uvloop
+from cryptography import x509
+
+from greatseald.adapters import logs
+from greatseald.adapters.metrics import CONTENT_TYPE, PrometheusMetrics
+from greatseald.adapters.status_http import StatusServer
+from greatseald.app.housekeeping import keep_house
+from greatseald.app.recovery import LogRefused
+from greatseald.bootstrap import compose
+from greatseald.bootstrap.process import die, forbid_core_dumps
+from greatseald.bootstrap.reload import Reloader
+from greatseald.bootstrap.tokens import TokenWatch
+from greatseald.config import FileProblem, Settings, split_endpoint
+from greatseald.domain.errors import ArgumentInvalid, GreatsealError
+from greatseald.ports.anchor import AnchorError
+from greatseald.ports.store import StoreError
+from greatseald.rpc.admin import AdminService
+from greatseald.rpc.gate import Gate
+from greatseald.rpc.health import HealthService
+from greatseald.rpc.server import AdminServer, CannotListenError, NetworkServer, private_directory
+from greatseald.rpc.tls import ServerCertificates
+
+_log = structlog.get_logger("greatseald.daemon")
+
+_HEALTH_SECONDS: Final = 1.0
+
+
+class StartRefused(Exception):
+    """The daemon cannot start. `exit_code` is that of the command; the message says why and what to do."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def serve(config: Path, listen: str) -> int:
+    """Run the daemon until a signal ends it; return its exit code. `listen` overrides the configuration.
+
+    Raises:
+        ConfigError: the configuration has problems, all of them listed.
+        StartRefused: something that it names cannot be used.
+    """
+    environment = dict(os.environ)
+    if listen:
+        environment["GREATSEALD_SERVER_LISTEN"] = listen
+    settings = compose.read_settings(config, environment)
+    forbid_core_dumps()
+    logs.configure(settings.server.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_Daemon(settings, environment).run())
+
+
+class _Daemon:
+    """One run of the daemon."""
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.environment = environment
+        self.metrics = PrometheusMetrics(compose.VERSION)
+        self.stopping = asyncio.Event()
+        self.stop_reason = ""
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.why_not_serving = "starting"
+
+    async def run(self) -> int:
+        """Start, serve until told to stop, end."""
+        settings = self.settings
+        try:
+            private_directory(settings.server.run_dir)
+            certificates = ServerCertificates(settings.server)
+            opened = compose.open_log(settings, self.metrics, self._log_broke)
+        except LogRefused as error:
+            raise StartRefused(6, str(error)) from error
+        except (StoreError, AnchorError, CannotListenError, FileProblem) as error:
+            raise StartRefused(5, str(error)) from error
+        self._remove_addresses()  # what a killed daemon left would lead clients astray
+        log = opened.log
+        watch = TokenWatch(settings, self.metrics, self._token_broke)
+        core = compose.build_core(settings, log, self.metrics, dict(watch.tokens))
+        self.health = HealthService()
+        gate = compose.build_gate(settings, core.access, self.metrics)
+        self.metrics.watch_in_flight(lambda: gate.in_flight)
+        self.metrics.watch_serving(lambda: self.health.serving)
+        self._watch_certificate(settings)
+        server = NetworkServer(
+            settings.server, certificates, compose.build_methods(core, log, gate, self.health, self.metrics)
+        )
+        reloader = Reloader(settings, self.environment, core, certificates, log, self.metrics)
+        admin = AdminServer(settings.server.admin_socket, AdminService(_Operations(opened, reloader)).handlers())
+        status = self._status_server()
+        try:
+            address = server.bind()
+            if status is not None:
+                _log.info("metrics_listening", address=await self._start_status(status))
+        except CannotListenError as error:
+            opened.close()
+            raise StartRefused(5, str(error)) from error
+
+        log.start()
+        self._listen_to_signals(reloader)
+        await self._record_start(opened, address)
+        await self._unless_stopped(watch.start(core.keys, log, self._spawn))
+        try:
+            await admin.start()
+        except CannotListenError as error:
+            die(f"cannot start: {error}", exit_code=5)
+        self._spawn(keep_house(core.access, log, request_retention_days=settings.log.request_retention_days))
+        if not self.stopping.is_set():
+            self._check_health(opened)
+            self._spawn(self._watch_health(opened))
+            await server.start()
+            self._announce(address)
+            gc.collect()
+            gc.freeze()
+
+        await self.stopping.wait()
+        await self._drain(server, gate, core, opened, watch)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await admin.stop()
+        if status is not None:
+            await status.stop()
+        self._remove_addresses()
+        return 0
+
+    # ------------------------------------------------------------------------------------ start
+
+    async def _record_start(self, opened: compose.OpenLog, address: str) -> None:
+        info: dict[str, str | int] = {
+            "version": compose.VERSION,
+            "config_sha256": self.settings.digest(),
+            "rules_sha256": self.settings.rules().digest,
+            "previous_size": opened.size_before,
+            "previous_root": opened.root_before.hex(),
+            "recovered_intents": opened.recovered,
+        }
+        await opened.log.record_admin("start", **info)
+        for warning in self.settings.warnings:
+            _log.warning("configuration", warning=warning)
+        _log.info("starting", address=address, instance=opened.log.instance, pid=os.getpid(), **info)
+
+    def _announce(self, address: str) -> None:
+        host, port = split_endpoint(address)
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host)  # noqa: S104 - compared, not bound
+        _write_atomically(self._address_file, (f"{reachable}:{port}" if reachable else address) + "\n")
+        print(f"greatseald ready: listening on {address}", file=sys.stderr, flush=True)  # noqa: T201 - the promise of `serve`
+
+    def _remove_addresses(self) -> None:
+        for name in ("address", "metrics_address"):
+            (self.settings.server.run_dir / name).unlink(missing_ok=True)
+
+    @property
+    def _address_file(self) -> Path:
+        return self.settings.server.run_dir / "address"
+
+    def _status_server(self) -> StatusServer | None:
+        listen = self.settings.server.metrics_listen
+        if not listen:
+            return None
+        return StatusServer(
+            listen,
+            metrics=self.metrics.text,
+            content_type=CONTENT_TYPE,
+            ready=lambda: (self.health.serving, self.why_not_serving or "serving"),
+        )
+
+    async def _start_status(self, status: StatusServer) -> str:
+        try:
+            address = await status.start()
+        except OSError as error:
+            message = f"cannot listen on {self.settings.server.metrics_listen} for metrics: {error.strerror}"
+            raise CannotListenError(message) from error
+        _write_atomically(self.settings.server.run_dir / "metrics_address", address + "\n")
+        return address
+
+    def _watch_certificate(self, settings: Settings) -> None:
+        with suppress(OSError, ValueError, IndexError):
+            cert = x509.load_pem_x509_certificates(settings.server.tls_cert.read_bytes())[0]
+            self.metrics.certificate_expiry(cert.not_valid_after_utc.timestamp())
+
+    # ------------------------------------------------------------------------------ while it runs
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for a step of the start, but no longer than until a signal asks to stop."""
+        step = asyncio.get_running_loop().create_task(work)
+        stopped = asyncio.get_running_loop().create_task(self.stopping.wait())
+        await asyncio.wait((step, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if step.done():
+            step.result()
+        else:
+            step.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something in the background whose failure ends the daemon: a silent gap is worse than a restart."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            die(f"a background task failed: {type(error).__name__}: {error}", error=error)
+
+    def _log_broke(self, error: BaseException) -> None:
+        """Called from the writer's thread: nothing more may leave this process."""
+        die(f"the audit log cannot be written, so nothing more is signed: {error}", error=error)
+
+    def _token_broke(self, error: BaseException) -> None:
+        die(f"the supervisor of a token failed: {type(error).__name__}: {error}", error=error)
+
+    def _listen_to_signals(self, reloader: Reloader) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(reloader)))
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self.stopping.is_set():
+            die(
+                f"stopped at once by a second {number.name}; what was under way is closed at the next start",
+                exit_code=1,
+            )
+        self.stop_reason = number.name
+        self.stopping.set()
+
+    async def _reload(self, reloader: Reloader) -> None:
+        try:
+            await reloader.reload()
+        except GreatsealError:
+            pass  # the reloader has said why in the log
+        except Exception:  # noqa: BLE001 - a fault of the reload must not end the signing
+            _log.exception("reload_failed", kept="the settings in force")
+
+    async def _watch_health(self, opened: compose.OpenLog) -> None:
+        while True:
+            await asyncio.sleep(_HEALTH_SECONDS)
+            self._check_health(opened)
+
+    def _check_health(self, opened: compose.OpenLog) -> None:
+        try:
+            opened.log.require_writable()
+        except GreatsealError as error:
+            why = error.message
+        else:
+            why = ""
+        if self.stopping.is_set():
+            why = "stopping"
+        if why != self.why_not_serving and why:
+            _log.error("not_serving", why=why)
+        self.why_not_serving = why
+        self.health.set_serving(not why)
+
+    # -------------------------------------------------------------------------------------- end
+
+    async def _drain(
+        self, server: NetworkServer, gate: Gate, core: compose.Core, opened: compose.OpenLog, watch: TokenWatch
+    ) -> None:
+        timeout = self.settings.server.drain_timeout
+        until = time.monotonic() + timeout
+        _log.info("draining", signal=self.stop_reason, in_flight=gate.in_flight, timeout=timeout)
+        self.why_not_serving = "stopping"
+        self.health.close()
+        await gate.drain(timeout)
+        await server.stop(max(0.0, until - time.monotonic()))
+        finished = True
+        try:
+            async with asyncio.timeout(max(1.0, until - time.monotonic())):
+                await core.signing.drain()
+        except TimeoutError:
+            finished = False
+            _log.warning("drain_timed_out", open_intents=opened.log.open_count)
+        try:
+            await core.access.summarise()
+            await opened.log.record_admin("stop", signal=self.stop_reason, drained=str(finished).lower())
+        except GreatsealError as error:
+            _log.error("stop_not_recorded", why=error.message)
+        await asyncio.to_thread(opened.log.stop)
+        await watch.stop()
+        core.verifiers.shutdown(wait=False, cancel_futures=True)
+        opened.close()
+        _log.info("stopped", log_size=opened.log.size)
+
+
+class _Operations:
+    """`rpc.admin.Operations` of this daemon."""
+
+    def __init__(self, opened: compose.OpenLog, reloader: Reloader) -> None:
+        self._opened = opened
+        self._reloader = reloader
+
+    async def backup(self, path: str) -> tuple[int, int]:
+        """Copy the store. The log goes on: the copy has at least the entries that it has now."""
+        target = Path(path)
+        if not target.is_absolute():
+            raise ArgumentInvalid("path must be absolute", field="path")
+        size = self._opened.log.size
+        try:
+            await asyncio.to_thread(self._opened.store.backup, path)
+        except StoreError as error:
+            raise ArgumentInvalid(f"no backup was made: {error}", field="path") from error
+        await self._opened.log.record_admin("backup", path=path[:1024], size=size)
+        return size, await asyncio.to_thread(lambda: target.stat().st_size)
+
+    async def reload(self) -> list[str]:
+        """As SIGHUP does."""
+        return await self._reloader.reload()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)

@@ -1,0 +1,339 @@
+"""The shape of the configuration: one frozen model for each table.
+
+A model checks what can be seen in one value. What needs a second table or a file is `checks`.
+Paths are absolute once read; relative ones mean the directory of the configuration file. Durations
+are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from greatseal.algorithms import Algorithm
+from greatseald.domain.keys import KeySettings
+from greatseald.domain.policy import ACTIONS, AllowRule, DenyRule, Rules
+from greatseald.domain.tokens import TokenSettings
+
+MIB: Final = 1024 * 1024
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
+_ORIGIN: Final = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]+)?(?:/[A-Za-z0-9._~-]+)+")
+_ENDPOINT: Final = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
+
+
+def split_endpoint(text: str) -> tuple[str, int]:
+    """Split `HOST:PORT` or `[IPV6]:PORT` into the bare host and the port.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:8443 or [::1]:8443")
+    return match["six"] or match["host"], int(match["port"])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as `split_endpoint` gives it, can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _name(text: str) -> str:
+    if _NAME.fullmatch(text) is None:
+        raise ValueError("must be 1 to 63 of a-z 0-9 . _ - and begin and end with a letter or digit")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    split_endpoint(text)
+    return text
+
+
+def _loopback_endpoint(text: str) -> str:
+    if text and not is_loopback(split_endpoint(text)[0]):
+        raise ValueError("must be on loopback, such as 127.0.0.1:9464: metrics and health carry no authentication")
+    return text
+
+
+def _origin(text: str) -> str:
+    if _ORIGIN.fullmatch(text) is None:
+        raise ValueError(
+            "must be HOST/NAME as in a C2SP checkpoint, such as seal.example.org/log, without scheme, spaces or plus"
+        )
+    return text
+
+
+def _store_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme == "sqlite":
+        if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+            raise ValueError("must be sqlite:///ABSOLUTE/PATH, with three slashes")
+    elif parts.scheme not in {"postgresql", "postgres"}:
+        raise ValueError("must begin with sqlite:/// or postgresql://")
+    return text
+
+
+def _key_uri(text: str) -> str:
+    lowered = text.lower()
+    if "pin-value" in lowered or "pin-source" in lowered:
+        raise ValueError(
+            "must not hold a PIN: remove pin-value and pin-source, and name a pin_file or pin_credential in [[tokens]]"
+        )
+    if not lowered.startswith("pkcs11:") or len(text) > 1024:
+        raise ValueError(
+            "must be an RFC 7512 URI of at most 1,024 characters, such as pkcs11:token=greatseal or pkcs11:object=release"
+        )
+    return text
+
+
+def _action(text: str) -> str:
+    if text not in ACTIONS:
+        raise ValueError(f"is {text[:40]!r}, which is no action: known are {', '.join(ACTIONS)}")
+    return text
+
+
+def _serial(text: str) -> str:
+    plain = text.replace(":", "").lower().removeprefix("0x").lstrip("0")
+    if text and re.fullmatch(r"[0-9a-f]{1,40}", plain) is None:
+        raise ValueError(
+            "must be a certificate's serial number in hexadecimal, as `openssl x509 -noout -serial` prints it"
+        )
+    return plain
+
+
+def _sha256(text: str) -> str:
+    plain = text.replace(":", "").lower()
+    if text and re.fullmatch(r"[0-9a-f]{64}", plain) is None:
+        raise ValueError("must be 64 hexadecimal digits: the SHA-256 of the certificate's public key (SPKI, DER)")
+    return plain
+
+
+def _resolved(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        if not value or "\0" in value:
+            raise ValueError("must be a path")
+        base: Path = (info.context or {})["base"]
+        return base / Path(value).expanduser()
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(_resolved)]
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Table(BaseModel):
+    """A table of the file: immutable, unknown keys refused, nothing converted silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ServerSettings(Table):
+    """`[server]`: the network door and its limits."""
+
+    listen: Annotated[str, AfterValidator(_endpoint)]
+    tls_cert: FilePath
+    tls_key: FilePath
+    client_ca: FilePath
+    metrics_listen: Annotated[str, AfterValidator(_loopback_endpoint)] = ""
+    admin_socket: FilePath = Field(default="run/admin.sock", validate_default=True)
+    max_concurrent_calls: Annotated[int, Field(ge=1, le=100_000)] = 512
+    max_waiting_items: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
+    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=256 * MIB)] = 16 * MIB
+    default_deadline: Seconds = 30.0
+    drain_timeout: Seconds = 20.0
+    handshake_timeout: Seconds = 5.0
+    max_connection_age: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    max_connection_age_grace: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the admin socket, which also holds the `address` file."""
+        return self.admin_socket.parent
+
+
+class StoreSettings(Table):
+    """`[store]`: where the log is kept."""
+
+    url: Annotated[str, AfterValidator(_store_url)]
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the URL holds a password, which makes the file a secret."""
+        return urlsplit(self.url).password is not None or "password=" in urlsplit(self.url).query
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without user, password and parameters, for people and for the hash."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+class LogSettings(Table):
+    """`[log]`: the transparency log's name, keys and anchor."""
+
+    origin: Annotated[str, AfterValidator(_origin)]
+    key_file: FilePath
+    anchor: FilePath
+    head_mac_key_file: FilePath
+    reserve_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 256 * MIB
+    request_retention_days: Annotated[int, Field(ge=1, le=36_500)] = 30
+
+    @property
+    def log_id(self) -> str:
+        """The last part of the origin: `{log}` in the resource name `logs/{log}`."""
+        return self.origin.rsplit("/", 1)[1]
+
+
+class TokenTable(Table):
+    """One `[[tokens]]`: a token, the module that reaches it, and its host."""
+
+    name: Name
+    type: Literal["pkcs11"]
+    uri: Annotated[str, AfterValidator(_key_uri)]
+    module: FilePath
+    init_args: str = ""
+    environment: dict[str, str] = Field(default_factory=dict)
+    pin_file: FilePath | None = None
+    pin_credential: str = ""
+    sessions: Annotated[int, Field(ge=1, le=256)] = 4
+    operation_timeout: Annotated[float, Field(gt=0, le=600)] = 30.0
+    lockout: Literal["", "none"] = ""
+    host_socket: FilePath | None = None
+    state_dir: FilePath | None = None
+
+    def settings(self) -> TokenSettings:
+        """The table as hosts and supervisors know it, once its paths were resolved."""
+        if self.state_dir is None:
+            message = f"the state directory of token {self.name} was not resolved"
+            raise ValueError(message)
+        return TokenSettings(
+            name=self.name,
+            uri=self.uri,
+            module=self.module,
+            state_dir=self.state_dir,
+            init_args=self.init_args,
+            environment=dict(self.environment),
+            pin_file=self.pin_file,
+            pin_credential=self.pin_credential,
+            sessions=self.sessions,
+            operation_timeout=self.operation_timeout,
+            lockout=self.lockout,
+            host_socket=self.host_socket,
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_absent(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            optional = ("host_socket", "pin_file", "state_dir")
+            return {key: value for key, value in values.items() if key not in optional or value != ""}
+        return values
+
+
+class KeyTable(Table):
+    """One `[[keys]]`: a named key and the object in a token behind it."""
+
+    name: Name
+    token: Name
+    uri: Annotated[str, AfterValidator(_key_uri)]
+    algorithms: Annotated[
+        tuple[Annotated[Algorithm, Field(strict=False)], ...], Field(strict=False, min_length=1, max_length=16)
+    ]
+    certificate_chain: FilePath | None = None
+    predicate_types: Names = ()
+
+
+class AllowTable(Table):
+    """One `[[allow]]`."""
+
+    client: Annotated[str, Field(min_length=1, max_length=2048)]
+    actions: Annotated[tuple[Annotated[str, AfterValidator(_action)], ...], Field(strict=False, min_length=1)]
+    keys: Names = ()
+    payload_types: Names = ()
+
+
+class DenyTable(Table):
+    """One `[[deny]]`: a certificate by serial number or by public key."""
+
+    serial: Annotated[str, AfterValidator(_serial)] = ""
+    spki_sha256: Annotated[str, AfterValidator(_sha256)] = ""
+    comment: str = ""
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.serial and not self.spki_sha256:
+            raise ValueError("denies nobody: it needs a serial or an spki_sha256")
+        return self
+
+
+class Settings(Table):
+    """The whole configuration, valid. `chains` holds the certificate chains by key name: DER, leaf first."""
+
+    file: Path
+    server: ServerSettings
+    store: StoreSettings
+    log: LogSettings
+    tokens: tuple[TokenTable, ...] = ()
+    keys: tuple[KeyTable, ...] = ()
+    allow: tuple[AllowTable, ...] = ()
+    deny: tuple[DenyTable, ...] = ()
+    chains: dict[str, tuple[bytes, ...]] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def rules(self) -> Rules:
+        """The allow and deny tables as the core decides by them."""
+        return Rules(
+            allow=tuple(AllowRule(rule.client, rule.actions, rule.keys, rule.payload_types) for rule in self.allow),
+            deny=tuple(DenyRule(rule.serial, rule.spki_sha256) for rule in self.deny),
+        )
+
+    def key_settings(self) -> tuple[KeySettings, ...]:
+        """The keys as the core knows them."""
+        return tuple(
+            KeySettings(
+                name=key.name,
+                token=key.token,
+                uri=key.uri,
+                algorithms=key.algorithms,
+                predicate_types=key.predicate_types,
+                certificate_chain=self.chains.get(key.name, ()),
+            )
+            for key in self.keys
+        )
+
+    def token_settings(self) -> tuple[TokenSettings, ...]:
+        """The tokens as their hosts and supervisors know them."""
+        return tuple(token.settings() for token in self.tokens)
+
+    def canonical(self) -> dict[str, Any]:
+        """The effective configuration without anything that could be a secret."""
+        plain = self.model_dump(mode="json", exclude={"file", "warnings", "chains"})
+        plain["store"]["url"] = self.store.safe_url
+        for token in plain["tokens"]:
+            # Vendors' modules take passwords in both; a hash of a guessable value would give it away.
+            token["environment"] = sorted(token["environment"])
+            token["init_args"] = bool(token["init_args"])
+        plain["chains"] = {
+            name: [hashlib.sha256(cert).hexdigest() for cert in chain] for name, chain in self.chains.items()
+        }
+        return plain
+
+    def digest(self) -> str:
+        """SHA-256 of `canonical()`, hexadecimal: what the `start` entry of the log says was in force."""
+        text = json.dumps(self.canonical(), separators=(",", ":"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,148 @@
+"""AuditService: reading the log, with proofs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from greatseal.v1 import audit_pb2
+from greatseald.domain.errors import ArgumentInvalid
+from greatseald.domain.policy import READ_AUDIT
+from greatseald.rpc import conversion
+
+if TYPE_CHECKING:
+    import grpc
+
+    from greatseald.app.access import Access
+    from greatseald.app.audit import AuditLog
+    from greatseald.rpc.gate import Call, Gate
+
+_SERVICE: Final = "/greatseal.v1.AuditService/"
+_PAGE: Final = 100
+_MAX_PAGE: Final = 1000
+_PAGE_BYTES: Final = 2 * 1024 * 1024
+"""A page ends after so many bytes: gRPC clients take 4 MiB unless told otherwise."""
+_READ_AT_ONCE: Final = 100
+
+
+class AuditService:
+    """`greatseal.v1.AuditService`. Everything needs the action `readAudit`."""
+
+    def __init__(self, log: AuditLog, access: Access) -> None:
+        self._log = log
+        self._access = access
+
+    def handlers(self, gate: Gate) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """The methods by path."""
+        return {
+            _SERVICE + "GetCheckpoint": gate.unary(
+                _SERVICE + "GetCheckpoint", audit_pb2.GetCheckpointRequest.FromString, self.get_checkpoint
+            ),
+            _SERVICE + "GetEntry": gate.unary(
+                _SERVICE + "GetEntry", audit_pb2.GetEntryRequest.FromString, self.get_entry
+            ),
+            _SERVICE + "ListEntries": gate.unary(
+                _SERVICE + "ListEntries", audit_pb2.ListEntriesRequest.FromString, self.list_entries
+            ),
+            _SERVICE + "GetInclusionProof": gate.unary(
+                _SERVICE + "GetInclusionProof",
+                audit_pb2.GetInclusionProofRequest.FromString,
+                self.get_inclusion_proof,
+            ),
+            _SERVICE + "GetConsistencyProof": gate.unary(
+                _SERVICE + "GetConsistencyProof",
+                audit_pb2.GetConsistencyProofRequest.FromString,
+                self.get_consistency_proof,
+            ),
+        }
+
+    async def get_checkpoint(self, call: Call, request: audit_pb2.GetCheckpointRequest) -> audit_pb2.Checkpoint:
+        """Release the newest checkpoint."""
+        await self._admit(call, request.parent)
+        head = await self._log.checkpoint()
+        name = f"logs/{self._log.name}/checkpoints/{head.size}"
+        return audit_pb2.Checkpoint(name=name, note=head.note, size=head.size, root=head.root)
+
+    async def get_entry(self, call: Call, request: audit_pb2.GetEntryRequest) -> audit_pb2.Entry:
+        """Return one entry."""
+        await self._admit(call, "")
+        index = conversion.parse_entry_name(request.name, self._log.name)
+        return self._entry(index, self._log.entry(index))
+
+    async def list_entries(self, call: Call, request: audit_pb2.ListEntriesRequest) -> audit_pb2.ListEntriesResponse:
+        """Return a page of entries in either order."""
+        await self._admit(call, request.parent)
+        wanted = conversion.page_size(request.page_size, _PAGE, _MAX_PAGE)
+        size = self._log.size
+        kind = "down" if request.descending else "up"
+        start = request.start_index
+        if request.page_token:
+            start = _index(conversion.read_page_token(kind, request.page_token))
+        elif request.descending and not start:
+            start = max(size - 1, 0)
+        found = await (self._downwards if request.descending else self._upwards)(start, wanted, size)
+        following = ""
+        if found:
+            last = found[-1].index
+            if request.descending and last > 0:
+                following = conversion.write_page_token(kind, str(last - 1))
+            elif not request.descending and last + 1 < size:
+                following = conversion.write_page_token(kind, str(last + 1))
+        return audit_pb2.ListEntriesResponse(entries=found, next_page_token=following, log_size=size)
+
+    async def _upwards(self, start: int, wanted: int, size: int) -> list[audit_pb2.Entry]:
+        found: list[audit_pb2.Entry] = []
+        weight = 0
+        while wanted > len(found) and start < size:
+            data = await self._log.entries(start, min(start + _READ_AT_ONCE, start + wanted - len(found), size))
+            for index, entry in enumerate(data, start):
+                weight += len(entry)
+                if found and weight > _PAGE_BYTES:
+                    return found
+                found.append(self._entry(index, entry))
+            start += len(data)
+        return found
+
+    async def _downwards(self, start: int, wanted: int, size: int) -> list[audit_pb2.Entry]:
+        found: list[audit_pb2.Entry] = []
+        weight = 0
+        end = min(start + 1, size)
+        while wanted > len(found) and end > 0:
+            begin = max(0, end - min(_READ_AT_ONCE, wanted - len(found)))
+            data = await self._log.entries(begin, end)
+            for index in range(end - 1, begin - 1, -1):
+                entry = data[index - begin]
+                weight += len(entry)
+                if found and weight > _PAGE_BYTES:
+                    return found
+                found.append(self._entry(index, entry))
+            end = begin
+        return found
+
+    async def get_inclusion_proof(
+        self, call: Call, request: audit_pb2.GetInclusionProofRequest
+    ) -> audit_pb2.InclusionProof:
+        """Prove that an entry is in a tree."""
+        await self._admit(call, request.parent)
+        size, hashes = await self._log.inclusion(request.index, request.tree_size)
+        return audit_pb2.InclusionProof(index=request.index, tree_size=size, hashes=hashes)
+
+    async def get_consistency_proof(
+        self, call: Call, request: audit_pb2.GetConsistencyProofRequest
+    ) -> audit_pb2.ConsistencyProof:
+        """Prove that one tree is the beginning of another."""
+        await self._admit(call, request.parent)
+        size, hashes = await self._log.consistency(request.old_size, request.new_size)
+        return audit_pb2.ConsistencyProof(old_size=request.old_size, new_size=size, hashes=hashes)
+
+    async def _admit(self, call: Call, log: str) -> None:
+        await self._access.require(call.caller, call.peer, READ_AUDIT)
+        conversion.check_log(log, self._log.name)
+
+    def _entry(self, index: int, data: bytes) -> audit_pb2.Entry:
+        return audit_pb2.Entry(name=f"logs/{self._log.name}/entries/{index}", index=index, data=data)
+
+
+def _index(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise ArgumentInvalid("page_token is none that this list gave", field="page_token")
+    return int(text)
