@@ -1,0 +1,39 @@
+# Everything a developer types. `make` alone lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+.PHONY: help setup demo test check format bench bench-quick proto lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing: Debian packages (root or sudo) and .venv; nothing when all is there
+	@scripts/setup
+
+demo: setup ## sign a model with a key in SoftHSM, verify it with model_signing, verify its receipt offline
+	@$(PYTHON) scripts/demo.py
+
+test: setup ## run the tests (unit, contract, integration, e2e, faults)
+	@$(PYTHON) -m pytest -m "not bench" $(PYTEST_ARGS)
+
+check: setup ## ruff, mypy --strict, import rules, buf lint, drift of generated files and locks
+	@scripts/check
+
+format: setup ## format and sort imports
+	@.venv/bin/ruff check --quiet --select I --fix . ; .venv/bin/ruff format .
+
+bench: setup ## measure against bare token, bare log and bare gRPC in one run; JSON lines out, table on stderr
+	@$(PYTHON) -m tests.bench
+
+bench-quick: setup ## the same in under a minute; reports, never judges
+	@$(PYTHON) -m tests.bench --quick
+
+proto: setup ## generate clients/python/src/greatseal/v1 from protos/
+	@$(PYTHON) scripts/generate_stubs.py
+
+lock: setup ## resolve requirements/*.txt again, with hashes (needs the network)
+	@$(PYTHON) scripts/lock.py
+
+clean: ## remove what builds and tests leave; keeps .venv
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage* htmlcov
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,165 @@
+"""The command `greatseald`: what needs the machine that the keys' daemon runs on.
+
+Everything else is the client's, over the network. Each command imports what it needs when it is
+called, so that `greatseald --help` starts fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from greatseald.cli.exits import emit, reporting
+
+app = typer.Typer(
+    name="greatseald",
+    help="Greatseal's signing daemon: keys stay in their tokens, every signature stands in a verifiable log.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # they print local variables, which may be secrets
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+clients = typer.Typer(
+    help="Certificates and profiles of clients, from the local PKI that init made.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(clients, name="client")
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What to make; it must not exist.")],
+    listen: Annotated[str, typer.Option(help="Address that clients reach, host:port.")] = "127.0.0.1:8443",
+    metrics_listen: Annotated[
+        str, typer.Option(help="Loopback address of metrics and health, host:port; empty for none.")
+    ] = "127.0.0.1:9464",
+    origin: Annotated[str, typer.Option(help="Name of the log, host/path; it never changes.")] = "greatseal.local/log",
+    trust_domain: Annotated[str, typer.Option(help="SPIFFE trust domain of the clients.")] = "greatseal.local",
+    module: Annotated[
+        Path | None, typer.Option(help="SoftHSM's PKCS#11 module; looked for where systems put it.", show_default=False)
+    ] = None,
+    server_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Further DNS name or IP address of the server; may be repeated.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a complete installation: configuration, PKI, log key, and a SoftHSM token with two keys."""
+    from greatseald.cli.init import initialise
+
+    with reporting():
+        initialise(
+            directory,
+            listen=listen,
+            metrics_listen=metrics_listen,
+            origin=origin,
+            trust_domain=trust_domain,
+            module=module,
+            server_names=server_name or [],
+            as_json=json,
+        )
+
+
+@app.command("check-config")
+def check_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to check.")],
+    json: JsonOption = False,
+) -> None:
+    """Check a configuration as serve would: every problem with its file, line and key."""
+    from greatseald.cli.check_config import check_config as check
+
+    with reporting():
+        check(file, as_json=json)
+
+
+@app.command()
+def serve(
+    config: ConfigOption,
+    listen: Annotated[
+        str,
+        typer.Option(help="Address that clients reach, host:port; wins over the configuration.", show_default=False),
+    ] = "",
+) -> None:
+    """Run the daemon. It says on stderr when it is ready, and ends on SIGTERM; SIGHUP reads rules and certificates again."""
+    from greatseald.cli.serve import serve as run
+
+    with reporting():
+        run(config, listen=listen)
+
+
+@clients.command("add")
+def client_add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The client; its SPIFFE id ends with it.")],
+    config: ConfigOption,
+    actions: Annotated[
+        list[str] | None,
+        typer.Option(help="What it may do, e.g. sign,readKeys; without it: nothing but whoami.", show_default=False),
+    ] = None,
+    keys: Annotated[list[str] | None, typer.Option(help="On which keys, e.g. release.", show_default=False)] = None,
+    payload_types: Annotated[
+        list[str] | None,
+        typer.Option(help="Payload types it may have signed; in-toto statements otherwise.", show_default=False),
+    ] = None,
+    days: Annotated[int, typer.Option(help="Days until the certificate expires, at most 825.")] = 90,
+    json: JsonOption = False,
+) -> None:
+    """Issue a client certificate and write its profile; with --actions, allow it something."""
+    from greatseald.cli.client import add
+
+    with reporting():
+        add(
+            name,
+            config,
+            actions=actions or [],
+            keys=keys or [],
+            payload_types=payload_types or [],
+            days=days,
+            as_json=json,
+        )
+
+
+@app.command()
+def backup(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The copy to write; it must not exist.")],
+    config: ConfigOption,
+    json: JsonOption = False,
+) -> None:
+    """Write a consistent copy of the audit log's store, while the daemon runs or not."""
+    from greatseald.cli.backup import make_backup
+
+    with reporting():
+        make_backup(config, path, as_json=json)
+
+
+@app.command()
+def restore(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A copy that backup made.")],
+    config: ConfigOption,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Set an existing store aside; nothing is deleted.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Put a copy of the audit log's store in place, while the daemon does not run."""
+    from greatseald.cli.backup import restore_backup
+
+    with reporting():
+        restore_backup(config, path, replace=replace, as_json=json)
+
+
+@app.command()
+def version(json: JsonOption = False) -> None:
+    """Say which version this is."""
+    from importlib.metadata import version as installed
+
+    with reporting():
+        if json:
+            emit({"greatseald": installed("greatseald"), "greatseal": installed("greatseal")})
+        else:
+            print(f"greatseald {installed('greatseald')}")
