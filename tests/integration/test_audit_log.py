@@ -251,7 +251,7 @@ def test_an_edited_head_row_is_not_extended(site: Site, field: str) -> None:
         await log.record_admin("start")
 
     run(site, begin)
-    edit(site.database, f"UPDATE commits SET {field} = zeroblob(32)")  # noqa: S608 - a column of ours
+    edit(site.database, f"UPDATE commits SET {field} = zeroblob(32)")
     with pytest.raises(LogRefused):
         run(site, begin)
 

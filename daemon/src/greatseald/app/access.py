@@ -115,7 +115,7 @@ class Access:
             await self.record_refusal(caller, peer, action, refusal, key=key)
             raise
 
-    async def record_refusal(  # noqa: PLR0913 - what a denial entry says
+    async def record_refusal(
         self,
         caller: Caller,
         peer: str,
@@ -181,9 +181,7 @@ class Access:
 
 def client_part(caller: Caller) -> entry_format.Client:
     """Return the `cli` of an entry."""
-    return entry_format.Client(
-        cert_sha256=caller.cert_sha256, id=caller.id, issuer=caller.issuer, serial=caller.serial
-    )
+    return entry_format.Client(cert_sha256=caller.cert_sha256, id=caller.id, issuer=caller.issuer, serial=caller.serial)
 
 
 def _deciding(refusal: GreatsealError) -> tuple[str, ...]:

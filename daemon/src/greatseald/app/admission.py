@@ -167,7 +167,9 @@ def _request_id(text: str) -> bytes:
 
 def _check_digest(item: DigestRequest, algorithm: Algorithm) -> None:
     if item.hash_name != algorithm.hash_name:
-        message = f"{algorithm.value} signs a {algorithm.hash_name} digest, and the request has {item.hash_name or 'none'}"
+        message = (
+            f"{algorithm.value} signs a {algorithm.hash_name} digest, and the request has {item.hash_name or 'none'}"
+        )
         raise DigestInvalid(message, field="digest")
     if len(item.digest) != algorithm.digest_size:
         message = f"a {algorithm.hash_name} digest is {algorithm.digest_size} bytes long, not {len(item.digest)}"

@@ -50,7 +50,7 @@ class Proven:
 class AuditLog:
     """The log of one boot."""
 
-    def __init__(  # noqa: PLR0913 - the composition root names each part
+    def __init__(
         self,
         *,
         writer: LogWriter,
@@ -114,9 +114,7 @@ class AuditLog:
             message = f"nothing new is signed while the audit log's volume is nearly full: {shortage}"
             raise DiskReserveReached(message)
 
-    async def open_intents(
-        self, entries: list[bytes], requests: list[tuple[RequestKey, bytes]]
-    ) -> list[Placed | None]:
+    async def open_intents(self, entries: list[bytes], requests: list[tuple[RequestKey, bytes]]) -> list[Placed | None]:
         """Commit intents and their fences; None where the attempt is on record already.
 
         Raises:

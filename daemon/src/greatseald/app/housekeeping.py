@@ -21,5 +21,6 @@ async def keep_house(access: Access, log: AuditLog, *, request_retention_days: i
         await asyncio.sleep(_ROUND_SECONDS)
         await access.summarise()
         before = log.clock() - request_retention_days * _DAY_SECONDS
-        while await log.forget_requests(before) == FORGET_AT_ONCE:
-            await asyncio.sleep(0)
+        forgotten = FORGET_AT_ONCE
+        while forgotten == FORGET_AT_ONCE:
+            forgotten = await log.forget_requests(before)

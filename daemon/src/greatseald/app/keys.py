@@ -136,7 +136,9 @@ class SigningKey:
     def learn(self, found: TokenKey) -> None:
         """Take what the token says of the key, once; later it must say the same."""
         if self.spki and self.spki != found.spki:
-            self.halt(f"{self.settings.uri} in token {self.token.name} now means another key than when the daemon started")
+            self.halt(
+                f"{self.settings.uri} in token {self.token.name} now means another key than when the daemon started"
+            )
             return
         public_key = load_public_key(found.spki)
         fitting = algorithms_of(public_key)
@@ -193,10 +195,11 @@ class KeyRing:
 
         Returns a sentence for each change that waits for a restart.
         """
-        notes = []
         wanted = {each.name: each for each in settings}
-        for name in sorted(wanted.keys() ^ self.keys.keys()):
-            notes.append(f"keys/{name} was {'added' if name in wanted else 'removed'}: this takes effect at the next start")
+        notes = [
+            f"keys/{name} was {'added' if name in wanted else 'removed'}: this takes effect at the next start"
+            for name in sorted(wanted.keys() ^ self.keys.keys())
+        ]
         for name in sorted(wanted.keys() & self.keys.keys()):
             key, new = self.keys[name], wanted[name]
             if (new.token, new.uri) != (key.settings.token, key.settings.uri):

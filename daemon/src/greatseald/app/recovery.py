@@ -50,7 +50,9 @@ def open_tree(store: Store, seal: HeadSeal) -> Tree:
     try:
         tree = Tree.load(head.size, head.frontier, store.tile, store.entries)
     except TreeDisagrees as error:
-        message = f"the log's entries do not match its head (size {head.size}): {error}. Restore the database from a backup"
+        message = (
+            f"the log's entries do not match its head (size {head.size}): {error}. Restore the database from a backup"
+        )
         raise LogRefused(message) from error
     if tree.root() != head.root:
         message = f"the log's head row (size {head.size}) has a root that its own frontier does not give. Restore the database from a backup"
@@ -107,7 +109,7 @@ class RecoveredIntent(msgspec.Struct):
     log: str
 
 
-def close_dead_intents(  # noqa: PLR0913 - the parts that a commit is made of
+def close_dead_intents(
     store: Store, tree: Tree, seal: HeadSeal, *, boot: bytes, instance: str, origin: str, clock: Callable[[], float]
 ) -> int:
     """Close with `unknown` every intent that a dead boot left open; return how many.

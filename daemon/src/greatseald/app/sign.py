@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
-from greatseal.signatures import verify_digest
 from greatseal.errors import VerificationFailed
+from greatseal.signatures import verify_digest
 from greatseald.app.access import client_part
 from greatseald.app.admission import Admitted, SignRequest, action_of
 from greatseald.domain import entries as entry_format
@@ -135,7 +135,7 @@ class _Call:
 class Signing:
     """Signs lists of requests."""
 
-    def __init__(  # noqa: PLR0913 - the composition root names each part
+    def __init__(
         self,
         *,
         admission: Admission,
@@ -339,7 +339,7 @@ class Signing:
             await self._ask_token(key, algorithm, jobs)
         except GreatsealError as error:
             _end_all(jobs, "aborted", error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, every intent gets its outcome
             _log.exception("token_fault", token=key.token.name)
             _end_all(jobs, "unknown", InternalFault(f"the token's answer could not be used: {type(error).__name__}"))
         _end_all(jobs, "unknown", OutcomeUnknown(f"token {key.token.name} left the operation without an answer"))

@@ -21,8 +21,18 @@ import structlog
 
 from greatseald.domain.errors import LogUnavailable
 from greatseald.domain.tree import leaf_hash
-from greatseald.ports.anchor import AnchorError, Anchored
-from greatseald.ports.store import Append, Closing, FencesLost, Head, HeadMoved, NewRequest, RequestKey, RequestsKnown, Tile
+from greatseald.ports.anchor import Anchored, AnchorError
+from greatseald.ports.store import (
+    Append,
+    Closing,
+    FencesLost,
+    Head,
+    HeadMoved,
+    NewRequest,
+    RequestKey,
+    RequestsKnown,
+    Tile,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -85,7 +95,7 @@ class Work:
 class LogWriter:
     """Owns the tree, the store's write side and the log's key."""
 
-    def __init__(  # noqa: PLR0913 - the composition root names each part
+    def __init__(
         self,
         *,
         store: Store,

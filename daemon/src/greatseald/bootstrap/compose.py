@@ -103,6 +103,8 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
     seal = HeadSeal(read_head_mac_key(table.head_mac_key_file))
     signer = NoteSigner(table.origin, read_log_key(table.key_file))
     store = open_store(settings.store.url, boot.bytes)
+    reserve = _reserve(settings)
+    reserve.shortage()  # on a full volume this lets the reserve go, so that recovery can write
     try:
         anchor = FileAnchor(str(table.anchor))
         try:
@@ -135,7 +137,7 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
         writer=writer,
         store=store,
         tree=tree,
-        reserve=_reserve(settings),
+        reserve=reserve,
         origin=table.origin,
         instance=str(boot),
         clock=time.time,

@@ -133,7 +133,8 @@ class Outcome(_Part, frozen=True, kw_only=True):
 
 class Denied(_Part, frozen=True, kw_only=True):
     """A caller that was known was refused. `reason` is an ErrorReason; `more` counts denials like
-    this one that were not logged one by one since the last."""
+    this one that were not logged one by one since the last.
+    """
 
     act: str
     cli: Client

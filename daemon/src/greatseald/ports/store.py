@@ -18,7 +18,8 @@ from typing import NamedTuple, Protocol
 @dataclass(frozen=True, slots=True)
 class Head:
     """The newest tree head. `root` is 32 bytes; `frontier` the concatenated roots of the perfect
-    subtrees of `size`, largest first, 32 bytes each; `mac` authenticates all three (32 bytes)."""
+    subtrees of `size`, largest first, 32 bytes each; `mac` authenticates all three (32 bytes).
+    """
 
     size: int
     root: bytes
@@ -35,7 +36,7 @@ class Tile(NamedTuple):
 
 
 class RequestKey(NamedTuple):
-    """Names one attempt at one request: 16 bytes of the caller's digest, the UUID's 16 bytes, 1, 2, 3 …"""
+    """Names one attempt at one request: the UUID's 16 bytes, 16 bytes of the caller's digest, counted from 1."""
 
     request_id: bytes
     caller: bytes
@@ -128,7 +129,8 @@ class StoreUnusable(StoreError):
 
 class StoreBroken(StoreError):
     """A write failed in a way after which nothing the store says can be trusted (I/O error, corruption,
-    commit fate unknown). The daemon must end; a restart recovers."""
+    commit fate unknown). The daemon must end; a restart recovers.
+    """
 
 
 class Store(Protocol):

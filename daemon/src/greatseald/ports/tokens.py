@@ -120,9 +120,7 @@ class Token(Protocol):
         """
         ...
 
-    def sign(
-        self, uri: str, algorithm: Algorithm, operations: Sequence[Operation]
-    ) -> AsyncIterator[list[SignResult]]:
+    def sign(self, uri: str, algorithm: Algorithm, operations: Sequence[Operation]) -> AsyncIterator[list[SignResult]]:
         """Sign `operations` with the key that `uri` means, yielding results in chunks as they come, any order.
 
         Every operation gets exactly one result. Operations of the same key and algorithm that are
