@@ -1,0 +1,46 @@
+"""When a token that fails is tried again: at once, soon, then after a growing while; never not at all.
+
+    failures     0        1, 2                      3 and more
+    breaker      closed   closed, restart at once   open, for 1 s, 2 s, … 30 s, then one try
+
+A fresh host is the first half of a try; `trying` is true from then until an operation succeeds,
+and limits the token to one operation at a time, so that a module that crashes on every signature
+costs one `unknown` a try and not a window full of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_DELAYS: Final = (0.0, 0.2, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+_CLOSED_FAILURES: Final = 2
+
+
+class Breaker:
+    """The failures of one token since its last success."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether the token is left alone."""
+        return self._failures > _CLOSED_FAILURES
+
+    @property
+    def trying(self) -> bool:
+        """Whether the token failed before and has not succeeded since."""
+        return self._failures > 0
+
+    def failed(self) -> float:
+        """Note a failure; returns the seconds to wait before the next try."""
+        self._failures += 1
+        return _DELAYS[min(self._failures, len(_DELAYS)) - 1]
+
+    def trip(self) -> None:
+        """Open at once: what failed would fail for the very next operation as well."""
+        self._failures = max(self._failures, _CLOSED_FAILURES)
+
+    def succeeded(self) -> None:
+        """Note a success: closed."""
+        self._failures = 0

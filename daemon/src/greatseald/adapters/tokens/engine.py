@@ -1,0 +1,435 @@
+"""The token host's engine: sessions on threads, work taken in small portions, answers as they come.
+
+Invariants:
+- every operation is checked, and appended to the ledger, before any C_Sign of its frame;
+- every operation of a frame gets exactly one result, or the process ends;
+- no session survives an error; an operation is tried twice only where the first cannot have signed;
+- an operation that takes longer than the token's `operation_timeout` ends the process (C calls run
+  without the GIL, so the watchdog thread sees it), whoever started the host brings a fresh one.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from greatseal.algorithms import Algorithm
+from greatseald.adapters.tokens.ckr import CKR, LoginVerdict, Verdict, ckr_name, login_verdict, verdict
+from greatseald.adapters.tokens.cryptoki import CryptokiError
+from greatseald.adapters.tokens.frames import VERSION, FindKey, FromHost, Key, KeyRefused, NotReady, Results, Sign
+from greatseald.adapters.tokens.latch import LatchUnusable, PinAttemptForbidden, PinLatch
+from greatseald.adapters.tokens.ledger import Ledger, LedgerUnwritable
+from greatseald.adapters.tokens.pkcs11 import KeyDescription, KeyUnusable, Module, Session, SignatureMalformed
+from greatseald.adapters.tokens.vendors import VendorProfile
+from greatseald.adapters.tokens.watchdog import Watchdog
+from greatseald.domain.tokens import TokenSettings
+from greatseald.ports.tokens import NotSigned, Operation, Signed
+
+PORTION: Final = 32
+"""Most operations a thread takes, and answers, at a time."""
+_PORTION_SECONDS: Final = 0.01
+_FLUSH_SECONDS: Final = 0.02
+_SMOOTHING: Final = 0.2
+LEAF_HASH_BYTES: Final = 32
+_LAST_ANSWERS_SECONDS: Final = 2.0
+
+
+class Answers(Protocol):
+    """Where results go: the connection that asked. `send` never raises for a peer that is gone."""
+
+    def send(self, message: FromHost) -> None:
+        """Send one message."""
+        ...
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is left of a Sign frame: operations that passed the checks, each with its position and sequence."""
+
+    answers: Answers
+    frame: int
+    uri: str
+    algorithm: Algorithm
+    operations: list[tuple[int, bytes, int]]
+    taken: int = 0
+
+
+@dataclass(slots=True)
+class _Search:
+    answers: Answers
+    frame: int
+    uri: str
+
+
+class Engine:
+    """Works on one token with `settings.sessions` threads."""
+
+    def __init__(
+        self,
+        settings: TokenSettings,
+        module: Module,
+        ledger: Ledger,
+        latch: PinLatch,
+        pin: bytes | None,
+        profile: VendorProfile,
+        watchdog: Watchdog,
+        on_ending: Callable[[NotReady], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._module = module
+        self._ledger = ledger
+        self._latch = latch
+        self._pin = pin
+        self._profile = profile
+        self._watchdog = watchdog
+        self._on_ending = on_ending
+        self._on_end = on_end
+        self._work: deque[_Work | _Search] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._ending: NotReady | None = None
+        self._busy = 0
+        self._threads: list[threading.Thread] = []
+        self._sessions: list[Session | None] = []
+        self._keys: dict[str, KeyDescription] = {}
+        self._accept_lock = threading.Lock()
+        self._login_lock = threading.Lock()
+        self.operation_seconds = 0.0
+
+    def start(self, first: Session) -> int:
+        """Start the threads, each with a session of its own; returns how many there are.
+
+        `first` is the session that logged in. A device that opens fewer sessions than asked for is
+        used with those that it opens.
+        """
+        count = min(self._settings.sessions, self._profile.max_sessions) if self._module.parallel else 1
+        self._sessions = [first]
+        for _ in range(count - 1):
+            try:
+                self._sessions.append(self._module.open_session())
+            except CryptokiError as error:
+                if error.value != CKR.SESSION_COUNT:
+                    raise
+                break
+        for number in range(len(self._sessions)):
+            thread = threading.Thread(target=self._serve, args=(number,), name=f"session-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return len(self._sessions)
+
+    # -- taking work ----------------------------------------------------------------------------
+
+    def find_key(self, answers: Answers, message: FindKey) -> None:
+        """Queue a search for a key."""
+        self._put(_Search(answers, message.id, message.uri))
+
+    def sign(self, answers: Answers, message: Sign) -> None:
+        """Check a frame's operations, note the good ones in the ledger, queue them, answer the others."""
+        try:
+            algorithm = Algorithm(message.algorithm)
+        except ValueError:
+            self._refuse(answers, message.id, range(len(message.operations)), "the host does not know the algorithm")
+            return
+        size = algorithm.digest_size
+        good: list[int] = []
+        failed: list[NotSigned] = []
+        seen: set[tuple[int, bytes]] = set()
+        with self._accept_lock:  # the order of the ledger and the check for replays
+            for position, (index, leaf_hash, digest) in enumerate(message.operations):
+                if len(leaf_hash) != LEAF_HASH_BYTES or index < 0:
+                    why = "the host signs nothing without an intent: index and 32-byte leaf hash"
+                elif len(digest) != size:
+                    why = f"{algorithm.value} signs a digest of {size} bytes, not of {len(digest)}"
+                elif (index, leaf_hash) in seen or self._ledger.has_signed(index, leaf_hash):
+                    why = f"intent {index} was signed before: an intent permits one signature"
+                else:
+                    seen.add((index, leaf_hash))
+                    good.append(position)
+                    continue
+                failed.append(_refusal(position, why))
+            operations = message.operations
+            accepted: Sequence[Operation] = (
+                operations if len(good) == len(operations) else [operations[position] for position in good]
+            )
+            try:
+                first = self._ledger.append(accepted) if accepted else 0
+            except LedgerUnwritable as error:
+                self._refuse(answers, message.id, range(len(operations)), str(error), retry=True)
+                return
+        if failed:
+            answers.send(Results(message.id, [], failed, self.operation_seconds))
+        if good:
+            numbered = [(p, operations[p].tbs, first + n) for n, p in enumerate(good)]
+            self._put(_Work(answers, message.id, message.uri, algorithm, numbered))
+
+    def _refuse(self, answers: Answers, frame: int, positions: range, why: str, *, retry: bool = False) -> None:
+        failed = [_refusal(position, why, retry=retry) for position in positions]
+        answers.send(Results(frame, [], failed, self.operation_seconds))
+
+    def _put(self, item: _Work | _Search) -> None:
+        with self._changed:
+            ending = self._ending
+            if ending is None:
+                self._work.append(item)
+                self._changed.notify(1 if isinstance(item, _Search) else min(len(item.operations), len(self._threads)))
+        if ending is not None:
+            self._answer_unbegun(item, ending)
+
+    def _answer_unbegun(self, item: _Work | _Search, ending: NotReady) -> None:
+        """Answer what no thread has begun, and none will."""
+        if isinstance(item, _Search):
+            item.answers.send(KeyRefused(item.frame, ending.detail, ending.locked))
+            return
+        left = [
+            NotSigned(position, False, 0, ending.detail, sequence, not ending.locked, ending.locked)
+            for position, _, sequence in item.operations[item.taken :]
+        ]
+        item.answers.send(Results(item.frame, [], left, self.operation_seconds))
+
+    def _portion(self, left: int) -> int:
+        """How many operations a thread takes at once: about 10 ms of work, at most 32, and a share for each thread."""
+        seconds = self.operation_seconds
+        most = (
+            PORTION if 0 < seconds <= _PORTION_SECONDS / PORTION else max(1, int(_PORTION_SECONDS / (seconds or 0.01)))
+        )
+        return min(most, max(math.ceil(most / 4), math.ceil(left / len(self._threads))), left)
+
+    # -- the threads ----------------------------------------------------------------------------
+
+    def _serve(self, number: int) -> None:
+        try:
+            while (item := self._take(number)) is not None:
+                try:
+                    if isinstance(item, _Search):
+                        self._search(number, item)
+                    else:
+                        self._sign_portion(number, *item)
+                finally:
+                    with self._changed:
+                        self._busy -= 1
+                        self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - a thread that ends quietly would leave its callers waiting
+            self._watchdog.die(f"token {self._settings.name}: its host failed: {type(error).__name__}: {error}")
+
+    def _take(self, number: int) -> _Search | tuple[_Work, list[tuple[int, bytes, int]]] | None:
+        """The next portion of work; None when the host stops. Keeps the session alive while there is none."""
+        while True:
+            with self._changed:
+                woken = True
+                while woken and not self._work and not self._stopping and self._ending is None:
+                    woken = self._changed.wait(self._profile.keep_alive)
+                if self._ending is not None or (self._stopping and not self._work):
+                    return None
+                if self._work:
+                    item = self._work[0]
+                    self._busy += 1
+                    if isinstance(item, _Search):
+                        return_item: _Search = item
+                        self._work.popleft()
+                        return return_item
+                    count = self._portion(len(item.operations) - item.taken)
+                    portion = item.operations[item.taken : item.taken + count]
+                    item.taken += count
+                    if item.taken == len(item.operations):
+                        self._work.popleft()
+                    return item, portion
+            self._keep_alive(number)
+
+    def _keep_alive(self, number: int) -> None:
+        """Use an idle session, so that it stays, and so that a lost device is noticed before a request meets it."""
+        session = self._sessions[number]
+        if session is None:
+            return
+        with self._watchdog.watch(number):
+            value = self._module.cryptoki.touch(session.handle)
+        if value in (CKR.OK, CKR.RANDOM_NO_RNG, CKR.FUNCTION_NOT_SUPPORTED):
+            return
+        self._discard(number)
+        if verdict(value, "C_Sign").fresh_host:
+            self._end(f"token {self._settings.name} is gone: {ckr_name(value)}")
+
+    def _session(self, number: int) -> Session:
+        session = self._sessions[number]
+        if session is None:
+            session = self._sessions[number] = self._module.open_session()
+        return session
+
+    def _discard(self, number: int) -> None:
+        session = self._sessions[number]
+        self._sessions[number] = None
+        if session is not None and not self._module.close_session(session):
+            self._end(f"token {self._settings.name}: its last session was lost, and the login with it")
+
+    def _search(self, number: int, item: _Search) -> None:
+        with self._watchdog.watch(number):
+            for attempt in (1, 2):
+                try:
+                    key = self._module.describe_key(self._session(number), item.uri)
+                except KeyUnusable as error:
+                    item.answers.send(KeyRefused(item.frame, f"token {self._settings.name}: {error}", locked=False))
+                    return
+                except CryptokiError as error:
+                    self._discard(number)
+                    row = verdict(error.value, error.function)
+                    if row.again and attempt == 1:
+                        continue
+                    detail = f"token {self._settings.name}: {error}"
+                    item.answers.send(KeyRefused(item.frame, detail, row.locked))
+                    if row.fresh_host:
+                        self._end(detail)
+                    return
+                known = self._keys.get(item.uri)
+                if key.always_authenticate is None and known is not None and known.spki == key.spki:
+                    key.always_authenticate = known.always_authenticate
+                self._keys[item.uri] = key
+                item.answers.send(Key(item.frame, key.spki, [algorithm.value for algorithm in key.algorithms]))
+                return
+
+    def _sign_portion(self, number: int, work: _Work, portion: list[tuple[int, bytes, int]]) -> None:
+        signed: list[Signed] = []
+        failed: list[NotSigned] = []
+        clock = time.monotonic
+        began = flushed = clock()
+        for position, digest, sequence in portion:
+            if self._ending is not None:  # another thread found the token gone: these were not begun
+                failed.append(_unbegun(position, sequence, self._ending))
+                continue
+            self._watchdog.begin(number, began)
+            result = self._sign_one(number, work, digest)
+            now = clock()
+            self._watchdog.end(number)
+            if isinstance(result, bytes):
+                signed.append(Signed(position, result, sequence))
+                # Without a lock: a lost update costs a little of the average.
+                self.operation_seconds += (now - began - self.operation_seconds) * (
+                    _SMOOTHING if self.operation_seconds else 1.0
+                )
+            else:
+                failed.append(result._replace(position=position, sequence=sequence))
+            if now - flushed > _FLUSH_SECONDS:
+                work.answers.send(Results(work.frame, signed, failed, self.operation_seconds))
+                signed, failed = [], []
+                now = flushed = clock()
+            began = now
+        if signed or failed:
+            work.answers.send(Results(work.frame, signed, failed, self.operation_seconds))
+
+    def _sign_one(self, number: int, work: _Work, digest: bytes) -> bytes | NotSigned:
+        """Sign one digest; position and sequence of a NotSigned are the caller's to fill in."""
+        name = self._settings.name
+        for attempt in (1, 2):
+            try:
+                session = self._session(number)
+                key = self._keys.get(work.uri)
+                if key is None:
+                    key = self._keys[work.uri] = self._module.describe_key(session, work.uri)
+                if work.algorithm not in key.algorithms:
+                    offered = ", ".join(algorithm.value for algorithm in key.algorithms)
+                    return _refusal(
+                        0, f"token {name} does not sign {work.algorithm.value} with {work.uri}; it can: {offered}"
+                    )
+                self._module.begin(session, work.uri, work.algorithm)
+                if key.always_authenticate:
+                    self._authenticate(session)
+                return self._module.finish(session, key, work.algorithm, digest)
+            except KeyUnusable as error:
+                return _refusal(0, f"token {name}: {error}")
+            except SignatureMalformed as error:
+                return NotSigned(0, True, 0, f"token {name}: {error}", 0, False, False)
+            except PinAttemptForbidden as error:
+                self._end(str(error), locked=True)
+                return NotSigned(0, False, int(CKR.PIN_INCORRECT), str(error), 0, False, True)
+            except LatchUnusable as error:
+                return _refusal(0, str(error), retry=True)
+            except CryptokiError as error:
+                self._discard(number)
+                row = verdict(error.value, error.function)
+                if attempt == 1 and (row.again or self._learn_always_authenticate(work.uri, error)):
+                    continue
+                if error.function == "C_Login":  # it wants none, so the login of the process was what got lost
+                    self._keys.pop(work.uri, None)
+                    row = row._replace(fresh_host=True)
+                return self._failure(error, row)
+        raise AssertionError  # the second attempt returns
+
+    def _learn_always_authenticate(self, uri: str, error: CryptokiError) -> bool:
+        """Whether the key turned out to want a login for each signature, which some modules do not tell beforehand."""
+        key = self._keys.get(uri)
+        if (
+            key is None
+            or key.always_authenticate is not None
+            or (error.value, error.function) != (CKR.USER_NOT_LOGGED_IN, "C_Sign")
+        ):
+            return False
+        key.always_authenticate = True
+        return True
+
+    def _authenticate(self, session: Session) -> None:
+        """A context-specific login, under the same latch as the first one."""
+        with self._login_lock:
+            never_locks = self._settings.lockout == "none"
+            self._latch.before_attempt(self._module.retry_counter, never_locks=never_locks)
+            value = self._module.authenticate(session, self._pin)
+            if value == CKR.OK:
+                self._latch.succeeded()
+                return
+            outcome = login_verdict(value)
+            if outcome is LoginVerdict.REFUSED:
+                raise self._latch.refused(ckr_name(value))
+            if outcome is LoginVerdict.NOT_TRIED:
+                self._latch.not_tried()
+        raise CryptokiError("C_Login", value)
+
+    def _failure(self, error: CryptokiError, row: Verdict) -> NotSigned:
+        detail = f"token {self._settings.name}: {error}"
+        if error.value in (CKR.OPERATION_ACTIVE, CKR.MUTEX_BAD, CKR.MUTEX_NOT_LOCKED) and len(self._threads) > 1:
+            detail += "; modules that fail so with several sessions want sessions = 1"
+        if row.fresh_host:
+            self._end(detail)
+        return NotSigned(0, row.unknown, error.value, detail, 0, row.retry, row.locked)
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def _end(self, detail: str, *, locked: bool = False) -> None:
+        """Nothing in this process will work any more: answer what was not begun and let the process end."""
+        with self._changed:
+            if self._ending is not None:
+                return
+            self._ending = ending = NotReady(VERSION, locked, detail)
+            waiting = list(self._work)
+            self._work.clear()
+            self._changed.notify_all()
+        for item in waiting:
+            self._answer_unbegun(item, ending)
+        threading.Thread(target=self._finish_ending, args=(ending,), name="ending", daemon=True).start()
+
+    def _finish_ending(self, ending: NotReady) -> None:
+        """Tell the fronts at once, so that they hand over no more; end when what is begun has ended."""
+        self._on_ending(ending)
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy == 0, _LAST_ANSWERS_SECONDS)
+        self._on_end()
+
+    def stop(self, timeout: float) -> bool:
+        """Finish what was asked for; whether every thread ended in `timeout` seconds."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+
+def _refusal(position: int, why: str, *, retry: bool = False) -> NotSigned:
+    return NotSigned(position, False, 0, why, 0, retry, False)
+
+
+def _unbegun(position: int, sequence: int, ending: NotReady) -> NotSigned:
+    return NotSigned(position, False, 0, ending.detail, sequence, not ending.locked, ending.locked)

@@ -1,0 +1,598 @@
+"""A PKCS#11 module, its token and its keys: with `generate.py` the only place that imports python-pkcs11.
+
+Runs in a token host, never in the front. What differs between vendors is in `vendors.py`, what
+return values mean in `ckr.py`, the calls that python-pkcs11 cannot make in `cryptoki.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pkcs11
+from pkcs11 import Attribute, KeyType, ObjectClass, TokenFlag
+from pkcs11._pkcs11 import lib
+
+from greatseal.algorithms import RSA_MODULUS_BITS, Algorithm
+from greatseald.adapters.tokens.ckr import CKR
+from greatseald.adapters.tokens.cryptoki import (
+    CKM_ECDSA,
+    CKM_RSA_PKCS,
+    CKM_RSA_PKCS_PSS,
+    CKU_CONTEXT_SPECIFIC,
+    CKU_USER,
+    Cryptoki,
+    CryptokiError,
+    SignatureBuffer,
+    mechanism,
+)
+from greatseald.adapters.tokens.latch import RetryCounter
+from greatseald.adapters.tokens.uris import PkcsUri, UriInvalid, parse_uri
+from greatseald.adapters.tokens.vendors import decode_ec_point, ecdsa_to_der
+
+MAX_OBJECTS_LISTED: Final = 20
+# DigestInfo of RFC 8017 section 9.2 for SHA-256, before the digest.
+_SHA256_DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")
+_CURVES: Final[dict[bytes, str]] = {
+    bytes.fromhex("06082a8648ce3d030107"): "P-256",
+    bytes.fromhex("06052b81040022"): "P-384",
+    b"\x13\x0asecp256r1": "P-256",
+    b"\x13\x0aprime256v1": "P-256",
+    b"\x13\x05P-256": "P-256",
+    b"\x13\x09secp384r1": "P-384",
+    b"\x13\x05P-384": "P-384",
+}
+_COORDINATE_BYTES: Final = {"P-256": 32, "P-384": 48}
+_MECHANISMS: Final[dict[Algorithm, int]] = {
+    Algorithm.ECDSA_P256_SHA256: CKM_ECDSA,
+    Algorithm.ECDSA_P384_SHA384: CKM_ECDSA,
+    Algorithm.RSA_PKCS1_SHA256: CKM_RSA_PKCS,
+    Algorithm.RSA_PSS_SHA256: CKM_RSA_PKCS_PSS,
+}
+_NAME_PARTS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_RENAMED: Final = {
+    "ANOTHER_USER_ALREADY_LOGGED_IN": "USER_ANOTHER_ALREADY_LOGGED_IN",
+    "FUNCTION_CANCELLED": "FUNCTION_CANCELED",
+    "TOKEN_NOT_RECOGNISED": "TOKEN_NOT_RECOGNIZED",
+}
+
+
+class ModuleUnusable(Exception):
+    """The module cannot be loaded or initialised; the message names its path."""
+
+
+class TokenNotFound(Exception):
+    """No token, or more than one, fits the reference; the message lists what there is."""
+
+
+class KeyUnusable(Exception):
+    """No private key, more than one, or one that cannot be used; the message lists what there is."""
+
+
+def return_value(error: pkcs11.PKCS11Error) -> int:
+    """The CKR behind an exception of python-pkcs11; what it cannot map counts as FUNCTION_FAILED."""
+    name = _NAME_PARTS.sub("_", type(error).__name__).upper()
+    return int(CKR.__members__.get(_RENAMED.get(name, name), CKR.FUNCTION_FAILED))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDescription:
+    """What a token says of itself, padding stripped."""
+
+    label: str
+    serial: str
+    manufacturer: str
+    model: str
+    firmware: str
+    slot: int
+
+    def __str__(self) -> str:
+        return (
+            f"token={self.label!r} serial={self.serial!r} manufacturer={self.manufacturer!r} model={self.model!r} "
+            f"slot-id={self.slot}"
+        )
+
+    def fits(self, uri: PkcsUri) -> bool:
+        """Whether every attribute that the URI names is this token's."""
+        pairs = (
+            (uri.token, self.label),
+            (uri.serial, self.serial),
+            (uri.manufacturer, self.manufacturer),
+            (uri.model, self.model),
+            (uri.slot_id, self.slot),
+        )
+        return all(wanted is None or wanted == found for wanted, found in pairs)
+
+
+@dataclass(slots=True)
+class KeyDescription:
+    """A private key: what it is, and how it wants to be used.
+
+    `always_authenticate` is None where the module does not tell; then it is learnt from C_Sign's answer.
+    """
+
+    kind: str
+    spki: bytes
+    algorithms: tuple[Algorithm, ...]
+    always_authenticate: bool | None
+    coordinate_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Session:
+    """One session of one thread: its handle, its buffers, the handles of keys looked up in it."""
+
+    handle: int
+    opened: Any
+    buffer: SignatureBuffer
+    keys: dict[str, int] = field(default_factory=dict)
+
+
+def _load(path: Path, cryptoki: Cryptoki, init_args: str) -> tuple[lib, bool]:
+    """Load the module for python-pkcs11, initialised our way; whether it can be used by several threads."""
+    parallel = True
+
+    class Library(lib):
+        """`lib` calls C_Initialize(NULL), which promises the module a single thread."""
+
+        def initialize(self) -> None:
+            nonlocal parallel
+            try:
+                cryptoki.initialize(init_args)
+            except CryptokiError as error:
+                if error.value not in (CKR.CANT_LOCK, CKR.NEED_TO_CREATE_THREADS):
+                    raise
+                cryptoki.initialize(init_args, os_locking=False)
+                parallel = False
+
+    return Library(str(path)), parallel
+
+
+class Module:
+    """One loaded, initialised PKCS#11 module and one token in it."""
+
+    def __init__(self, path: Path, init_args: str) -> None:
+        """Load and initialise.
+
+        Raises:
+            ModuleUnusable: missing, no PKCS#11 module, or it refused to initialise.
+        """
+        if not path.is_file():
+            message = f"PKCS#11 module {path} does not exist: install it, or correct `module`"
+            raise ModuleUnusable(message)
+        try:
+            self.cryptoki = Cryptoki(path)
+            self._library, self.parallel = _load(path, self.cryptoki, init_args)
+        except CryptokiError as error:
+            hint = ""
+            if error.value == CKR.ARGUMENTS_BAD:
+                hint = ": it may want another parameter string (`init_args`)"
+            message = f"PKCS#11 module {path}: {error}{hint}"
+            raise ModuleUnusable(message) from error
+        except AttributeError as error:
+            message = f"{path} is no PKCS#11 module: it has no C_GetFunctionList"
+            raise ModuleUnusable(message) from error
+        except (OSError, pkcs11.PKCS11Error) as error:
+            message = f"PKCS#11 module {path} cannot be loaded: {error}"
+            raise ModuleUnusable(message) from error
+        self.path = path
+        self._token: Any = None
+        self.description: TokenDescription | None = None
+        self._sessions_lock = threading.Lock()
+        self._open_sessions = 0
+        self._spare: list[Session] = []
+
+    def _tokens(self) -> Iterator[tuple[Any, TokenDescription]]:
+        for slot in self._library.get_slots(token_present=True):
+            try:
+                token: Any = slot.get_token()
+            except (pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
+                continue
+            major, minor = token.firmware_version
+            yield (
+                token,
+                TokenDescription(
+                    label=token.label.strip(" \0"),
+                    serial=token.serial.decode("utf-8", "replace").strip(" \0"),
+                    manufacturer=token.manufacturer_id.strip(" \0"),
+                    model=token.model.strip(" \0"),
+                    firmware=f"{major}.{minor}",
+                    slot=slot.slot_id,
+                ),
+            )
+
+    def choose_token(self, uri: PkcsUri) -> TokenDescription:
+        """Find the one token that the URI means.
+
+        Raises:
+            TokenNotFound: none or several.
+            CryptokiError: the module cannot list its tokens.
+        """
+        try:
+            present = list(self._tokens())
+        except pkcs11.PKCS11Error as error:
+            raise CryptokiError("C_GetSlotList", return_value(error)) from error
+        fitting = [pair for pair in present if pair[1].fits(uri)]
+        if len(fitting) != 1:
+            listed = "; ".join(str(description) for _, description in (fitting or present)[:MAX_OBJECTS_LISTED])
+            message = (
+                f"{len(fitting)} tokens of {self.path} fit {uri}: {listed}: name its serial"
+                if fitting
+                else f"no token of {self.path} fits {uri}; present: {listed or 'none'}"
+            )
+            raise TokenNotFound(message)
+        self._token, self.description = fitting[0]
+        return self.description
+
+    @property
+    def retry_counter(self) -> RetryCounter:
+        """What the token's flags say of its PIN tries, read anew.
+
+        Raises:
+            CryptokiError: the token does not answer.
+        """
+        try:
+            flags = self._token.slot.get_token().flags
+        except pkcs11.PKCS11Error as error:
+            raise CryptokiError("C_GetTokenInfo", return_value(error)) from error
+        if flags & TokenFlag.USER_PIN_LOCKED:
+            return RetryCounter.LOCKED
+        if flags & TokenFlag.USER_PIN_FINAL_TRY:
+            return RetryCounter.FINAL_TRY
+        return RetryCounter.LOW if flags & TokenFlag.USER_PIN_COUNT_LOW else RetryCounter.FULL
+
+    @property
+    def wants_login(self) -> bool:
+        """Whether private keys are seen after a login only."""
+        return bool(self._token.flags & TokenFlag.LOGIN_REQUIRED)
+
+    @property
+    def has_pin_pad(self) -> bool:
+        """Whether the PIN is entered at the token itself."""
+        return bool(self._token.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH)
+
+    def open_session(self) -> Session:
+        """Open a read-only session; it shares the login of the process.
+
+        Raises:
+            CryptokiError: the token opens none.
+        """
+        with self._sessions_lock:
+            return self._spare.pop() if self._spare else self._open()
+
+    def _open(self) -> Session:
+        try:
+            opened = self._token.open()
+        except pkcs11.PKCS11Error as error:
+            raise CryptokiError("C_OpenSession", return_value(error)) from error
+        self._open_sessions += 1
+        return Session(opened.handle, opened, SignatureBuffer(self.cryptoki))
+
+    def close_session(self, session: Session) -> bool:
+        """Give a session up; whether the process is still logged in.
+
+        Closing a process's last session logs it out, so another one is opened before the last is
+        closed. A token that opens no second one, or none at all any more, is logged out by this.
+        """
+        with self._sessions_lock:
+            still_logged_in = True
+            if self._open_sessions == 1:
+                try:
+                    self._spare.append(self._open())
+                except CryptokiError:
+                    still_logged_in = False
+            with suppress(pkcs11.PKCS11Error):
+                session.opened.close()
+            self._open_sessions -= 1
+            return still_logged_in
+
+    def open_writable(self) -> Any:
+        """Open a read-write session for making objects."""
+        return self._token.open(rw=True)
+
+    def free_slot(self) -> int:
+        """The number of the first slot whose token is not initialised.
+
+        Raises:
+            TokenNotFound: there is none.
+        """
+        for slot in self._library.get_slots(token_present=True):
+            if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
+                return int(slot.slot_id)
+        message = f"{self.path} has no slot with a token that is not initialised"
+        raise TokenNotFound(message)
+
+    def login(self, session: Session, pin: bytes | None) -> int:
+        """C_Login as user; the return value."""
+        return self.cryptoki.login(session.handle, CKU_USER, pin)
+
+    def close(self) -> None:
+        """Close every session and finish with the module."""
+        self.cryptoki.finalize(self.description.slot if self.description else None)
+
+    # -- keys -----------------------------------------------------------------------------------
+
+    def _search(self, session: Session, uri: PkcsUri) -> list[Any]:
+        """Private keys that fit a reference; labels are compared without padding where an exact search finds none."""
+        template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
+        if uri.id is not None:
+            template[Attribute.ID] = uri.id
+        if uri.object is None:
+            return list(session.opened.get_objects(template))
+        found = list(session.opened.get_objects({**template, Attribute.LABEL: uri.object}))
+        if found:
+            return found
+        return [key for key in session.opened.get_objects(template) if _label(key) == uri.object]
+
+    def _find(self, session: Session, text: str) -> Any:
+        try:
+            uri = parse_uri(text)
+        except UriInvalid as error:
+            raise KeyUnusable(str(error)) from error
+        if uri.type not in (None, "private"):
+            message = f"{text} means no private key: leave `type` out, or write type=private"
+            raise KeyUnusable(message)
+        if self.description is not None and not self.description.fits(uri):
+            message = f"{text} names another token than the key's: this one is {self.description}"
+            raise KeyUnusable(message)
+        try:
+            found = self._search(session, uri)
+            if len(found) == 1:
+                return found[0]
+            raise KeyUnusable(self._candidates(session, text, found))
+        except pkcs11.PKCS11Error as error:
+            raise CryptokiError("C_FindObjects", return_value(error)) from error
+
+    def _candidates(self, session: Session, text: str, found: list[Any]) -> str:
+        if found:
+            listed = ", ".join(_describe(key) for key in found[:MAX_OBJECTS_LISTED])
+            return f"{len(found)} private keys fit {text}: {listed}: name the key's id as well (id=%01)"
+        present = [_describe(item) for item in session.opened.get_objects()]
+        listed = ", ".join(present[:MAX_OBJECTS_LISTED]) or "none"
+        more = f" and {len(present) - MAX_OBJECTS_LISTED} more" if len(present) > MAX_OBJECTS_LISTED else ""
+        return f"no private key fits {text} in token {self.description.label if self.description else ''}; objects: {listed}{more}"
+
+    def key_handle(self, session: Session, uri: str) -> int:
+        """The handle of the private key in this session, looked up once for each session.
+
+        Raises:
+            KeyUnusable: not there, or ambiguous.
+            CryptokiError: the search failed.
+        """
+        handle = session.keys.get(uri)
+        if handle is None:
+            handle = session.keys[uri] = self._find(session, uri).handle
+        return handle
+
+    def describe_key(self, session: Session, uri: str) -> KeyDescription:
+        """Find a private key and its public half, and probe what it can do (without signing).
+
+        Raises:
+            KeyUnusable: not there, ambiguous, of a kind that is not supported, or without a public half.
+            CryptokiError: the token does not answer.
+        """
+        key = self._find(session, uri)
+        try:
+            kind = _attribute(key, Attribute.KEY_TYPE)
+            always = _attribute(key, Attribute.ALWAYS_AUTHENTICATE)
+            if kind == KeyType.EC:
+                curve = _curve(uri, _attribute(key, Attribute.EC_PARAMS))
+                spki = self._ec_public(session, uri, key, curve)
+                algorithm = Algorithm.ECDSA_P256_SHA256 if curve == "P-256" else Algorithm.ECDSA_P384_SHA384
+                description = KeyDescription(curve, spki, (algorithm,), always, _COORDINATE_BYTES[curve])
+            elif kind == KeyType.RSA:
+                spki = self._rsa_public(session, uri, key)
+                algorithms = (Algorithm.RSA_PKCS1_SHA256, Algorithm.RSA_PSS_SHA256)
+                description = KeyDescription("RSA", spki, algorithms, always)
+            else:
+                message = (
+                    f"the private key of {uri} is of type {getattr(kind, 'name', kind)}: EC and RSA keys are supported"
+                )
+                raise KeyUnusable(message)
+        except pkcs11.PKCS11Error as error:
+            raise CryptokiError("C_GetAttributeValue", return_value(error)) from error
+        description.algorithms = self._probe(uri, description)
+        return description
+
+    def _probe(self, uri: str, description: KeyDescription) -> tuple[Algorithm, ...]:
+        """Those algorithms that C_SignInit accepts; mechanism lists are only hints."""
+        offered = []
+        refusal: CryptokiError | None = None
+        for algorithm in description.algorithms:
+            try:
+                scratch = self.open_session()
+            except CryptokiError as error:
+                if error.value != CKR.SESSION_COUNT:
+                    raise
+                offered.extend(self._hinted(description.algorithms))  # no session to spare for trying
+                return tuple(offered)
+            try:
+                scratch.buffer.begin(scratch.handle, _PREPARED[algorithm], self.key_handle(scratch, uri))
+                offered.append(algorithm)
+            except CryptokiError as error:
+                if error.function != "C_SignInit":
+                    raise
+                refusal = error
+            finally:
+                self.close_session(scratch)  # ends the operation that was begun
+        if refusal is not None and not offered:
+            message = f"the private key of {uri} does not sign with any supported algorithm: {refusal}"
+            raise KeyUnusable(message)
+        return tuple(offered)
+
+    def _hinted(self, algorithms: tuple[Algorithm, ...]) -> list[Algorithm]:
+        """Those algorithms whose mechanism the token lists."""
+        try:
+            listed = {int(kind) for kind in self._token.slot.get_mechanisms()}
+        except pkcs11.PKCS11Error as error:
+            raise CryptokiError("C_GetMechanismList", return_value(error)) from error
+        return [algorithm for algorithm in algorithms if _MECHANISMS[algorithm] in listed]
+
+    def _public_candidates(self, session: Session, key: Any, kind: KeyType) -> Iterator[tuple[str, Any]]:
+        """The private key itself, then public keys, then certificates that belong to it by id or label."""
+        yield "private key", key
+        identity, label = _attribute(key, Attribute.ID), _attribute(key, Attribute.LABEL)
+        links: list[dict[Attribute, Any]] = []
+        if identity:
+            links.append({Attribute.ID: identity})
+        if label:
+            links.append({Attribute.LABEL: label})
+        for link in links:
+            template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.KEY_TYPE: kind, **link}
+            for found in session.opened.get_objects(template):
+                if _belongs(found, identity):
+                    yield "public key", found
+        for link in links:
+            for found in session.opened.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE, **link}):
+                if _belongs(found, identity):
+                    yield "certificate", found
+
+    def _ec_public(self, session: Session, uri: str, key: Any, curve: str) -> bytes:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        named = ec.SECP256R1() if curve == "P-256" else ec.SECP384R1()
+        for source, item in self._public_candidates(session, key, KeyType.EC):
+            if source == "certificate":
+                public = _certificate_key(item)
+                if isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == named.name:
+                    return _spki(public)
+                continue
+            point = decode_ec_point(_attribute(item, Attribute.EC_POINT) or b"", _COORDINATE_BYTES[curve])
+            if point is None:
+                continue
+            with suppress(ValueError):  # not on the curve: the next candidate
+                return _spki(ec.EllipticCurvePublicKey.from_encoded_point(named, point))
+        raise KeyUnusable(_no_public_half(uri))
+
+    def _rsa_public(self, session: Session, uri: str, key: Any) -> bytes:
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        for source, item in self._public_candidates(session, key, KeyType.RSA):
+            if source == "certificate":
+                public = _certificate_key(item)
+                if not isinstance(public, rsa.RSAPublicKey):
+                    continue
+            else:
+                modulus, exponent = _attribute(item, Attribute.MODULUS), _attribute(item, Attribute.PUBLIC_EXPONENT)
+                if not modulus or not exponent:
+                    continue
+                try:
+                    numbers = rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big"))
+                    public = numbers.public_key()
+                except ValueError:
+                    continue
+            smallest, largest = RSA_MODULUS_BITS
+            if not smallest <= public.key_size <= largest:
+                message = f"the RSA key of {uri} has {public.key_size} bits: {smallest} to {largest} are supported"
+                raise KeyUnusable(message)
+            return _spki(public)
+        raise KeyUnusable(_no_public_half(uri))
+
+    def begin(self, session: Session, uri: str, algorithm: Algorithm) -> None:
+        """C_SignInit for one signature.
+
+        Raises:
+            KeyUnusable: the key is gone or ambiguous.
+            CryptokiError: a call failed; nothing was signed.
+        """
+        session.buffer.begin(
+            session.handle, _PREPARED[algorithm], session.keys.get(uri) or self.key_handle(session, uri)
+        )
+
+    def authenticate(self, session: Session, pin: bytes | None) -> int:
+        """The context-specific login that an always-authenticate key wants after C_SignInit; the return value."""
+        return self.cryptoki.login(session.handle, CKU_CONTEXT_SPECIFIC, pin)
+
+    def finish(self, session: Session, key: KeyDescription, algorithm: Algorithm, digest: bytes) -> bytes:
+        """C_Sign for what `begin` began; DER for ECDSA.
+
+        Raises:
+            CryptokiError: it failed; only by its value is it known whether a signature was made.
+            SignatureMalformed: it gave something else than a signature.
+        """
+        if algorithm is Algorithm.RSA_PKCS1_SHA256:
+            return session.buffer.finish(session.handle, _SHA256_DIGEST_INFO + digest)
+        signature = session.buffer.finish(session.handle, digest)
+        if not key.coordinate_bytes:
+            return signature
+        der = ecdsa_to_der(signature, key.coordinate_bytes)
+        if der is None:
+            message = f"C_Sign gave {len(signature)} bytes, which are no ECDSA signature on {key.kind}"
+            raise SignatureMalformed(message)
+        return der
+
+
+class SignatureMalformed(Exception):
+    """The token gave something that is no signature; it has to be taken as having signed."""
+
+
+_PREPARED: Final = {algorithm: mechanism(kind) for algorithm, kind in _MECHANISMS.items()}
+
+
+def _attribute(item: Any, attribute: Attribute) -> Any:
+    """An attribute's value, None where the module has none: missing means unknown, not false."""
+    try:
+        return item[attribute]
+    except (
+        pkcs11.AttributeTypeInvalid,
+        pkcs11.AttributeSensitive,
+        pkcs11.AttributeValueInvalid,
+        pkcs11.FunctionFailed,
+    ):
+        return None
+    except (NotImplementedError, UnicodeDecodeError, ValueError):  # python-pkcs11 cannot unpack what the module gave
+        return None
+
+
+def _belongs(item: Any, identity: bytes | None) -> bool:
+    """Whether an object can be of the private key with this id; a label alone joins only objects without one."""
+    other = _attribute(item, Attribute.ID)
+    return not identity or not other or other == identity
+
+
+def _label(item: Any) -> str:
+    return str(_attribute(item, Attribute.LABEL) or "").strip(" \0")
+
+
+def _describe(item: Any) -> str:
+    identity = _attribute(item, Attribute.ID) or b""
+    kind = _attribute(item, Attribute.CLASS)
+    return f"{_label(item)!r} (id={identity.hex() or 'none'}, {getattr(kind, 'name', str(kind)).lower()})"
+
+
+def _curve(uri: str, parameters: bytes | None) -> str:
+    curve = _CURVES.get(parameters or b"")
+    if curve is None:
+        shown = parameters.hex() if parameters else "unknown"
+        message = f"the EC key of {uri} is on a curve with CKA_EC_PARAMS {shown[:64]}: P-256 and P-384 are supported"
+        raise KeyUnusable(message)
+    return curve
+
+
+def _certificate_key(item: Any) -> Any:
+    from cryptography import x509
+
+    value = _attribute(item, Attribute.VALUE)
+    try:
+        return x509.load_der_x509_certificate(value).public_key() if value else None
+    except ValueError:
+        return None
+
+
+def _spki(public: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    encoded: bytes = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return encoded
+
+
+def _no_public_half(uri: str) -> str:
+    return (
+        f"no public key belongs to the private key of {uri}: the token has neither a public key object nor a certificate "
+        "with its id or label that fits; store one of them with the vendor's tool"
+    )

@@ -1,0 +1,362 @@
+"""The process that holds a token: brings it up, serves fronts, ends itself when the token is gone.
+
+It never outlives its parent, and it never tries twice to bring the token up: vendors' libraries
+stay dead in a process once they have lost their device, so whoever started it starts a fresh one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from typing import Final
+
+from greatseald.adapters.tokens import frames
+from greatseald.adapters.tokens.ckr import CKR, LoginVerdict, ckr_name, login_verdict
+from greatseald.adapters.tokens.cryptoki import CryptokiError
+from greatseald.adapters.tokens.engine import Engine
+from greatseald.adapters.tokens.frames import (
+    FindKey,
+    FrameBuffer,
+    FrameInvalid,
+    FromHost,
+    Hello,
+    NotReady,
+    Ping,
+    Pong,
+    Ready,
+    Sign,
+    Stop,
+    ToHost,
+)
+from greatseald.adapters.tokens.hardening import die_with_parent, harden, ignore_terminal_signals
+from greatseald.adapters.tokens.latch import FILE_NAME as LATCH_NAME
+from greatseald.adapters.tokens.latch import LatchUnusable, PinAttemptForbidden, PinLatch
+from greatseald.adapters.tokens.launch import say
+from greatseald.adapters.tokens.ledger import FILE_NAME as LEDGER_NAME
+from greatseald.adapters.tokens.ledger import Ledger, LedgerBroken, LedgerUnwritable
+from greatseald.adapters.tokens.pin import PinUnavailable, pin_source, read_pin
+from greatseald.adapters.tokens.pkcs11 import Module, ModuleUnusable, Session, TokenNotFound
+from greatseald.adapters.tokens.uris import UriInvalid, parse_uri
+from greatseald.adapters.tokens.vendors import profile_of
+from greatseald.adapters.tokens.watchdog import EXIT_GAVE_UP, Watchdog
+from greatseald.domain.tokens import TokenSettings
+
+_READ_BYTES: Final = 256 * 1024
+_MAX_CONNECTIONS: Final = 16
+_NOT_READY_SECONDS: Final = 5.0
+_LOCKED_SECONDS: Final = 60.0
+_SEND_SECONDS: Final = 0.5
+_HANG_UP_SECONDS: Final = 1.0
+STARTUP_SECONDS: Final = 20.0
+"""Least time, in seconds, that a host has for its start, whatever `operation_timeout` says."""
+_STARTUP: Final = -1
+
+
+class Connection:
+    """One front at the other end of a socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._lock = threading.Lock()
+        self._buffer = FrameBuffer()
+        self._pending: list[bytes] = []
+        self.greeted = False
+
+    def send(self, message: FromHost) -> None:
+        """Send one message; a front that is gone gets nothing and that is no error."""
+        data = frames.encode(message)
+        with self._lock, suppress(OSError):
+            self._socket.sendall(data)
+
+    def last_words(self, message: NotReady) -> None:
+        """Send a message before the process ends, if nobody else is sending and the front reads."""
+        if self._lock.acquire(timeout=_SEND_SECONDS):
+            try:
+                with suppress(OSError):
+                    self._socket.settimeout(_SEND_SECONDS)
+                    self._socket.sendall(frames.encode(message))
+            finally:
+                self._lock.release()
+
+    def receive(self) -> ToHost | None:
+        """The next message; None at the end of the stream.
+
+        Raises:
+            FrameInvalid: the front does not speak this protocol.
+        """
+        while not self._pending:
+            try:
+                data = self._socket.recv(_READ_BYTES)
+            except OSError:
+                return None
+            if not data:
+                return None
+            self._pending.extend(self._buffer.feed(data))
+        return frames.decode_to_host(self._pending.pop(0))
+
+    def peer_uid(self) -> int:
+        """The user at the other end, by the kernel's word (SO_PEERCRED)."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", credentials)
+        return int(uid)
+
+    def close(self) -> None:
+        """Close the socket; whoever reads from it sees the end."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class Worker:
+    """The process that holds the token."""
+
+    def __init__(self, settings: TokenSettings, control: Connection) -> None:
+
+        self._settings = settings
+        self._control = control
+        self._connections: set[Connection] = set()
+        self._connections_lock = threading.Lock()
+        self._up = threading.Event()
+        self._greeting: Ready | NotReady | None = None
+        self._watchdog = Watchdog(settings.name, settings.operation_timeout, self._last_words)
+        self._finished = threading.Event()
+
+    # -- bringing the token up --------------------------------------------------------------------
+
+    def bring_up(self) -> Ready | NotReady:
+        """Open the ledger, load the module, log in, start the sessions; what to greet fronts with."""
+        self._watchdog.start()
+        try:
+            with self._watchdog.watch(_STARTUP, max(STARTUP_SECONDS, self._settings.operation_timeout)):
+                greeting: Ready | NotReady = self._open_token()
+        except PinAttemptForbidden as error:
+            greeting = NotReady(frames.VERSION, locked=True, detail=str(error))
+        except (
+            CryptokiError, LatchUnusable, LedgerBroken, LedgerUnwritable, PinUnavailable, UriInvalid,
+            ModuleUnusable, TokenNotFound, OSError,
+        ) as error:  # fmt: skip
+            message = str(error)
+            prefix = "" if message.startswith("token ") else f"token {self._settings.name}: "
+            greeting = NotReady(frames.VERSION, locked=False, detail=prefix + message)
+        self._greeting = greeting
+        self._up.set()
+        return greeting
+
+    def _open_token(self) -> Ready:
+
+        settings = self._settings
+        uri = parse_uri(settings.uri)
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._ledger = Ledger(settings.state_dir / LEDGER_NAME)
+        notes = [self._ledger.note] if self._ledger.note else []
+        latch = PinLatch(settings.state_dir, settings.name, pin_source(settings))
+        latch.refuse_if_closed()
+        pin = read_pin(settings)
+        self._module = module = Module(settings.module, settings.init_args)
+        description = module.choose_token(uri)
+        first = module.open_session()
+        self._log_in(module, latch, first, pin)
+        profile = profile_of(description.manufacturer, description.model)
+        self.engine = Engine(
+            settings, module, self._ledger, latch, pin, profile, self._watchdog, self._announce_end, self._end
+        )
+        sessions = self.engine.start(first)
+        if sessions < settings.sessions:
+            why = "the module cannot be used by several threads" if not module.parallel else "the token opens no more"
+            notes.append(f"{sessions} of {settings.sessions} sessions: {why}")
+        return Ready(
+            version=frames.VERSION,
+            pid=os.getpid(),
+            serial=description.serial,
+            label=description.label,
+            manufacturer=description.manufacturer,
+            model=description.model,
+            firmware=description.firmware,
+            sequence=self._ledger.sequence,
+            notes=notes,
+        )
+
+    def _log_in(self, module: Module, latch: PinLatch, session: Session, pin: bytes | None) -> None:
+        """The one login of this process.
+
+        Raises:
+            PinAttemptForbidden: the latch forbids it, or the PIN was refused.
+            LatchUnusable: the latch cannot be kept.
+            CryptokiError: the token did not answer.
+            PinUnavailable: the token wants a PIN and none is configured.
+        """
+        if pin is None:
+            if not module.wants_login:
+                return
+            if not module.has_pin_pad:
+                message = f"token {self._settings.name} wants a PIN: set pin_file or pin_credential"
+                raise PinUnavailable(message)
+        latch.before_attempt(module.retry_counter, never_locks=self._settings.lockout == "none")
+        value = module.login(session, pin)
+        if value in (CKR.OK, CKR.USER_ALREADY_LOGGED_IN):
+            latch.succeeded()
+            return
+        outcome = login_verdict(value)
+        if outcome is LoginVerdict.REFUSED:
+            raise latch.refused(ckr_name(value))
+        if outcome is LoginVerdict.NOT_TRIED:
+            latch.not_tried()
+        raise CryptokiError("C_Login", value)
+
+    # -- serving ------------------------------------------------------------------------------------
+
+    def serve(self, connection: Connection, *, ends_process: bool) -> None:
+        """Answer one front until it is gone. `ends_process`: the process has no other reason to live."""
+        with self._connections_lock:
+            self._connections.add(connection)
+        try:
+            while (message := connection.receive()) is not None:
+                if isinstance(message, Stop):
+                    break
+                self._handle(connection, message)
+            else:
+                if ends_process:  # the front is gone: nobody is left to answer
+                    os._exit(0)
+        except FrameInvalid:
+            if ends_process:
+                os._exit(1)
+        except Exception as error:  # noqa: BLE001 - a thread that ends quietly would leave its front waiting
+            self._watchdog.die(f"token {self._settings.name}: its host failed: {type(error).__name__}: {error}")
+        finally:
+            with self._connections_lock:
+                self._connections.discard(connection)
+            if not ends_process:
+                connection.close()
+
+    def _handle(self, connection: Connection, message: ToHost) -> None:
+        if isinstance(message, Ping):
+            connection.send(Pong(message.id))
+            return
+        if isinstance(message, Hello):
+            self._greet(connection, message)
+            return
+        if not connection.greeted or not isinstance(self._greeting, Ready):
+            error = "a request before the greeting"
+            raise FrameInvalid(error)
+        if isinstance(message, Sign):
+            if len(message.operations) > frames.MAX_OPERATIONS:
+                raise FrameInvalid(
+                    f"{len(message.operations)} operations in a frame of at most {frames.MAX_OPERATIONS}"
+                )
+            self.engine.sign(connection, message)
+        elif isinstance(message, FindKey):
+            self.engine.find_key(connection, message)
+
+    def _greet(self, connection: Connection, hello: Hello) -> None:
+        if hello.version != frames.VERSION or hello.token != self._settings.name:
+            detail = (
+                f"this host speaks version {frames.VERSION} for token {self._settings.name}, "
+                f"the front asked for version {hello.version} and token {hello.token[:64]}"
+            )
+            connection.send(NotReady(frames.VERSION, locked=False, detail=detail))
+            return
+        self._up.wait()
+        if self._greeting is not None:
+            connection.greeted = True
+            connection.send(self._greeting)
+
+    def accept(self, listener: socket.socket, front_uid: int) -> None:
+        """Serve whoever connects to the unit's socket and is the front's user; never returns."""
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:  # out of descriptors, or a front that gave up before it was accepted
+                time.sleep(_SEND_SECONDS)
+                continue
+            connection = Connection(sock)
+            with self._connections_lock:
+                full = len(self._connections) >= _MAX_CONNECTIONS
+            uid = connection.peer_uid()
+            if full or uid not in (front_uid, 0):
+                reason = "too many connections" if full else f"user id {uid} is not the front's"
+                say(self._settings.name, f"connection refused: {reason}")
+                connection.close()
+                continue
+            threading.Thread(target=self.serve, args=(connection,), kwargs={"ends_process": False}, daemon=True).start()
+
+    # -- ending -------------------------------------------------------------------------------------
+
+    def _last_words(self, message: NotReady) -> None:
+        with self._connections_lock:
+            connections = list(self._connections)
+        for connection in connections:
+            if connection.greeted or connection is self._control:
+                connection.last_words(message)
+
+    def _announce_end(self, message: NotReady) -> None:
+        """Tell every front; what they ask for from now on is answered as not begun."""
+        with self._connections_lock:
+            connections = [connection for connection in self._connections if connection.greeted]
+        for connection in connections:
+            connection.send(message)
+
+    def _end(self) -> None:
+        """End the process once the fronts have hung up, which they do when they have their answers."""
+        self._finished.wait(_HANG_UP_SECONDS)
+        os._exit(EXIT_GAVE_UP)
+
+    def linger(self, greeting: NotReady, *, unit: bool) -> None:
+        """Stay for a while so that fronts hear why there is no token, then end: a fresh process tries again.
+
+        A locked host stays longer, and ends as soon as the operator has removed the latch.
+        """
+        if not greeting.locked and not unit:
+            return
+        latch = self._settings.state_dir / LATCH_NAME
+        closed = latch.exists()
+        deadline = time.monotonic() + (_LOCKED_SECONDS if greeting.locked else _NOT_READY_SECONDS)
+        while time.monotonic() < deadline or closed:
+            if closed and not latch.exists():
+                return
+            if self._finished.wait(0.5):
+                return
+
+    def stop(self) -> None:
+        """Finish what was asked for, leave the token logged out, end the process."""
+        self._finished.set()
+        if isinstance(self._greeting, Ready):
+            if self.engine.stop(self._settings.operation_timeout):
+                with self._watchdog.watch(_STARTUP):
+                    self._module.close()
+            with suppress(OSError):
+                self._ledger.close()
+        os._exit(0)
+
+
+def run_worker(control_descriptor: int, parent: int, listen_descriptor: int | None, front_uid: int | None) -> None:
+    """The life of a worker; never returns."""
+    ignore_terminal_signals()
+    die_with_parent(parent)
+    harden()
+    control = Connection(socket.socket(fileno=control_descriptor))
+    hello = control.receive()
+    if not isinstance(hello, Hello) or hello.settings is None:
+        os._exit(1)
+    worker = Worker(frames.from_host_settings(hello.settings), control)
+
+    def serve_control() -> None:
+        worker.serve(control, ends_process=True)
+        worker.stop()
+
+    unit = listen_descriptor is not None and front_uid is not None
+    if unit:
+        listener = socket.socket(fileno=listen_descriptor)
+        threading.Thread(target=worker.accept, args=(listener, front_uid), name="accept", daemon=True).start()
+    greet = threading.Thread(target=serve_control, name="control", daemon=True)
+    greet.start()
+    greeting = worker.bring_up()
+    control.greeted = True
+    control.send(greeting)
+    if isinstance(greeting, NotReady):
+        worker.linger(greeting, unit=unit)
+        os._exit(EXIT_GAVE_UP)
+    greet.join()

@@ -1,0 +1,146 @@
+"""A SoftHSM token of the test's own, optionally behind the PKCS#11 shim, and a supervised host for it.
+
+site = TokenSite.create(tmp_path, [("release", "ec-p256")])
+async with site.token() as token:
+    results = await site.sign(token, "release", Algorithm.ECDSA_P256_SHA256, site.operations(256))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from pkcs11_shim import Shim
+
+from greatseal.algorithms import Algorithm
+from greatseald.adapters.tokens.ledger import LedgerRecord, read_ledger
+from greatseald.adapters.tokens.provision import find_softhsm, provision_softhsm, softhsm_environment
+from greatseald.adapters.tokens.supervisor import SupervisedToken
+from greatseald.domain.tokens import TokenSettings
+from greatseald.ports.tokens import NotSigned, Operation, Signed, SignResult, TokenState
+
+P256 = Algorithm.ECDSA_P256_SHA256
+START_SECONDS = 30.0
+
+
+@dataclass
+class TokenSite:
+    """A provisioned token in `directory`; `states` collects what its supervisors said."""
+
+    directory: Path
+    spki: dict[str, bytes]
+    shim: Shim | None = None
+    states: list[tuple[TokenState, str]] = field(default_factory=list)
+    fatal: list[BaseException] = field(default_factory=list)
+    _index: itertools.count[int] = field(default_factory=itertools.count)
+
+    @classmethod
+    def create(
+        cls, directory: Path, keys: Sequence[tuple[str, str]] = (("release", "ec-p256"),), *, shim: bool = False
+    ) -> TokenSite:
+        made = provision_softhsm(directory / "soft", find_softhsm(), "greatseal", keys)
+        return cls(directory / "soft", made, Shim(directory / "shim") if shim else None)
+
+    def settings(self, **changes: object) -> TokenSettings:
+        chosen: dict[str, object] = {
+            "name": "soft",
+            "uri": "pkcs11:token=greatseal",
+            "module": Path(self.shim.module) if self.shim else find_softhsm(),
+            "state_dir": self.directory / "state",
+            "environment": softhsm_environment(self.directory) | (self.shim.environment if self.shim else {}),
+            "pin_file": self.directory / "pin",
+            "sessions": 2,
+            "operation_timeout": 20.0,
+            "lockout": "none",
+        }
+        return TokenSettings(**(chosen | changes))  # type: ignore[arg-type]
+
+    @asynccontextmanager
+    async def token(self, *, ready: bool = True, **changes: object) -> AsyncIterator[SupervisedToken]:
+        """A started token, stopped afterwards; `ready`: wait until it is, and insist."""
+        token = SupervisedToken(
+            self.settings(**changes),
+            on_state=lambda _, state, detail: self.states.append((state, detail)),
+            on_fatal=self.fatal.append,
+        )
+        await token.start()
+        try:
+            if ready:
+                assert await token.settled(START_SECONDS) is TokenState.READY, token.detail
+            yield token
+        finally:
+            await token.stop()
+            assert not self.fatal
+
+    def operations(self, count: int, size: int = 32) -> list[Operation]:
+        """Operations of intents that were never used before."""
+        return [Operation(next(self._index), secrets.token_bytes(32), secrets.token_bytes(size)) for _ in range(count)]
+
+    async def sign(
+        self, token: SupervisedToken, label: str, algorithm: Algorithm, operations: Sequence[Operation]
+    ) -> list[SignResult]:
+        """Every result in the operations' order; each must come exactly once."""
+        results: dict[int, SignResult] = {}
+        async for chunk in token.sign(f"pkcs11:object={label}", algorithm, operations):
+            for result in chunk:
+                assert result.position not in results
+                results[result.position] = result
+        assert sorted(results) == list(range(len(operations)))
+        return [results[position] for position in range(len(operations))]
+
+    def verify(
+        self, label: str, algorithm: Algorithm, operations: Sequence[Operation], results: Sequence[SignResult]
+    ) -> None:
+        """Every result is a signature over its operation's digest by the key with this label."""
+        public = load_der_public_key(self.spki[label])
+        for operation, result in zip(operations, results, strict=True):
+            assert isinstance(result, Signed), result
+            prehashed = utils.Prehashed(SHA384() if algorithm.digest_size == 48 else SHA256())
+            if algorithm.is_ecdsa:
+                assert isinstance(public, ec.EllipticCurvePublicKey)
+                public.verify(result.signature, operation.tbs, ec.ECDSA(prehashed))
+                continue
+            assert isinstance(public, rsa.RSAPublicKey)
+            pss = padding.PSS(padding.MGF1(SHA256()), 32)
+            scheme = padding.PKCS1v15() if algorithm is Algorithm.RSA_PKCS1_SHA256 else pss
+            public.verify(result.signature, operation.tbs, scheme, prehashed)
+
+    def ledger(self) -> list[LedgerRecord]:
+        return list(read_ledger(self.directory / "state" / "ledger"))
+
+
+def refused(results: Sequence[SignResult]) -> list[NotSigned]:
+    """The results, all of which gave no signature."""
+    assert all(isinstance(result, NotSigned) for result in results), results
+    return [result for result in results if isinstance(result, NotSigned)]
+
+
+async def until_state(token: SupervisedToken, *wanted: TokenState) -> None:
+    """Wait until the token is in one of these states."""
+    for _ in range(3000):
+        if token.state in wanted:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{token.state}: {token.detail}")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def end_process(pid: int) -> None:
+    """SIGKILL."""
+    os.kill(pid, 9)
