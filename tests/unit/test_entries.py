@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import uuid
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,3 +87,48 @@ def test_an_entry_above_16_kib_is_refused_and_says_so() -> None:
 
 def test_times_are_utc_with_microseconds() -> None:
     assert entries.timestamp(1_700_000_000.25) == "2023-11-14T22:13:20.250000Z"
+
+
+hexadecimal = st.binary(min_size=32, max_size=64)
+
+
+@given(name=text, peer=text, tbs=hexadecimal, request_id=st.uuids(), now=st.floats(0, 4e9))
+def test_a_filled_form_of_an_intent_is_what_the_encoder_writes(
+    name: str, peer: str, tbs: bytes, request_id: uuid.UUID, now: float
+) -> None:
+    intent = an_intent(name, peer)
+    ts = entries.timestamp(now)
+    expected = entries.encode(msgspec.structs.replace(intent, req=str(request_id), tbs=tbs.hex(), ts=ts))
+    assert entries.IntentForm(intent).fill(str(request_id), tbs, ts) == expected
+
+
+@given(
+    firmware=text,
+    numbers=st.tuples(*[st.integers(1, 2**53)] * 3),
+    leaf=hexadecimal,
+    signature=st.binary(min_size=8, max_size=512),
+    now=st.floats(0, 4e9),
+)
+def test_a_filled_form_of_an_outcome_is_what_the_encoder_writes(
+    firmware: str, numbers: tuple[int, int, int], leaf: bytes, signature: bytes, now: float
+) -> None:
+    dur_us, seq, index = numbers
+    ts = entries.timestamp(now)
+    outcome = entries.Outcome(
+        dur_us=dur_us,
+        hsm=entries.Hsm(fw=firmware, seq=seq, serial="1f%s"),
+        inst="i",
+        intent=entries.IntentRef(index=index, leaf_hash=leaf.hex()),
+        key=entries.KeyRef(spki_sha256="cd" * 32),
+        log="l",
+        res="signed",
+        sig=base64.b64encode(signature).decode(),
+        tbs=leaf.hex(),
+        ts=ts,
+    )
+    assert entries.OutcomeForm(outcome).fill(dur_us, seq, index, leaf, signature, leaf, ts) == entries.encode(outcome)
+
+
+def test_a_form_that_could_grow_above_the_limit_is_refused() -> None:
+    with pytest.raises(RequestTooLarge):
+        entries.IntentForm(an_intent(name="n" * 15_800))

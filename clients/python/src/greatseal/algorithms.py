@@ -19,23 +19,19 @@ class Algorithm(str, Enum):
     RSA_PKCS1_SHA256 = "rsa-pkcs1-sha256"
     RSA_PSS_SHA256 = "rsa-pss-sha256"
 
-    @property
-    def hash_name(self) -> str:
-        """The digest's hash as hashlib names it: `sha256` or `sha384`."""
-        return self.value.rsplit("-", 1)[1]
+    hash_name: str
+    """The digest's hash as hashlib names it: `sha256` or `sha384`."""
+    digest_size: int
+    """Exact length in bytes of the digest that is signed: 32 or 48."""
+    is_ecdsa: bool
+    """Whether signatures are DER-encoded ECDSA."""
 
-    @property
-    def digest_size(self) -> int:
-        """Exact length in bytes of the digest that is signed: 32 or 48."""
-        return _DIGEST_SIZES[self.hash_name]
+    def __init__(self, value: str) -> None:
+        """Read the facts off the name once: they are asked for with every signature."""
+        self.hash_name = value.rsplit("-", 1)[1]
+        self.digest_size = {"sha256": 32, "sha384": 48}[self.hash_name]
+        self.is_ecdsa = value.startswith("ecdsa-")
 
-    @property
-    def is_ecdsa(self) -> bool:
-        """Whether signatures are DER-encoded ECDSA."""
-        return self.value.startswith("ecdsa-")
-
-
-_DIGEST_SIZES: Final = {"sha256": 32, "sha384": 48}
 
 RSA_MODULUS_BITS: Final = (2048, 4096)
 """Smallest and largest RSA modulus accepted, in bits."""

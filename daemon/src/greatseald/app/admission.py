@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from greatseal.dsse import pae
@@ -47,7 +47,7 @@ _PARSE_ASIDE: Final = 32 * 1024
 """Statements above so many bytes are parsed off the event loop: 10,000 files take tens of milliseconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DigestRequest:
     """A digest to sign blind. `hash_name` is sha256, sha384 or sha512; claims are logged, never checked."""
 
@@ -60,7 +60,7 @@ class DigestRequest:
     claimed_payload_type: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StatementRequest:
     """A payload to sign under DSSE."""
 
@@ -95,7 +95,26 @@ class Admitted:
     predicate_type: str = ""
     subject: entry_format.Subject | None = None
     unready: GreatsealError | None = None
-    attempt: int = field(default=1)
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at this request it is, from 1."""
+        return self.scope.attempt
+
+    def open_attempt(self, number: int) -> None:
+        """Make it the next attempt, after one that was not signed."""
+        self.scope = self.scope._replace(attempt=number)
+
+
+@dataclass(slots=True, eq=False)
+class _Way:
+    """What the items of one call share that want the same of the same key: it is decided once."""
+
+    key: SigningKey
+    algorithm: Algorithm
+    policy: entry_format.Policy
+    unready: GreatsealError | None
+    hash_prefix: bytes
 
 
 class Admission:
@@ -111,46 +130,35 @@ class Admission:
         """Return what may be signed, and why the rest may not by position."""
         admitted: list[Admitted] = []
         refused: dict[int, GreatsealError] = {}
+        scope = caller.request_scope
+        ways: dict[tuple[str, str, str, Algorithm | None], _Way] = {}
         for position, item in enumerate(items):
             try:
-                admitted.append(await self._admit(caller, position, item, now))
+                request_id = RequestKey(_request_id(item.request_id), scope, 1)
+                kind = (action_of(item), item.key, _payload_type(item), item.algorithm)
+                way = ways.get(kind)
+                if way is None:
+                    way = ways[kind] = self._find_way(caller, item, now)
+                if isinstance(item, DigestRequest):
+                    admitted.append(_admit_digest(position, item, request_id, way))
+                else:
+                    admitted.append(await _admit_statement(position, item, request_id, way))
             except GreatsealError as error:
                 refused[position] = error
         return admitted, refused
 
-    async def _admit(self, caller: Caller, position: int, item: SignRequest, now: float) -> Admitted:
-        scope = RequestKey(_request_id(item.request_id), caller.request_scope, 1)
+    def _find_way(self, caller: Caller, item: SignRequest, now: float) -> _Way:
+        """Authorise, then find the key and how it signs: in this order, so that a refusal tells nothing of keys."""
         name, version = parse_key_name(item.key)
-        if isinstance(item, DigestRequest):
-            decision = self._access.decide(caller, SIGN_BLIND, name)
-            key = self._keys.find(name, version)
-            algorithm = key.choose(item.algorithm, now)
-            _check_digest(item, algorithm)
-            tbs = item.digest
-            ptype = item.claimed_payload_type
-            result = Admitted(
-                position, key, algorithm, tbs, item.request_id, scope, b"", decision.policy, True, ptype,
-                subject=_claimed(item),
-            )  # fmt: skip
-        else:
-            if item.payload_type != IN_TOTO:
-                message = f"the daemon signs only payloads that it can read, of type {IN_TOTO}, not {item.payload_type[:80]!r}"
-                raise PayloadTypeUnknown(message, payload_type=item.payload_type[:80])
-            decision = self._access.decide(caller, SIGN, name, item.payload_type)
-            key = self._keys.find(name, version)
-            algorithm = key.choose(item.algorithm, now)
-            statement = await _read_statement(item.payload)
-            _check_predicate(key, statement)
-            tbs = hashlib.new(algorithm.hash_name, pae(item.payload_type, item.payload)).digest()
-            result = Admitted(
-                position, key, algorithm, tbs, item.request_id, scope, b"", decision.policy, False, item.payload_type,
-                payload_sha256=hashlib.sha256(item.payload).hexdigest(),
-                predicate_type=statement.predicate_type,
-                subject=_subject(statement),
-            )  # fmt: skip
-        result.request_hash = _request_hash(item, result)
-        result.unready = key.unready()
-        return result
+        action, payload_type = action_of(item), _payload_type(item)
+        if action == SIGN and payload_type != IN_TOTO:
+            message = f"the daemon signs only payloads that it can read, of type {IN_TOTO}, not {payload_type[:80]!r}"
+            raise PayloadTypeUnknown(message, payload_type=payload_type[:80])
+        decision = self._access.decide(caller, action, name, payload_type if action == SIGN else "")
+        key = self._keys.find(name, version)
+        algorithm = key.choose(item.algorithm, now)
+        hash_prefix = f"{action}\0{name}\0{algorithm.value}\0{payload_type}\0".encode()
+        return _Way(key, algorithm, decision.policy, key.unready(), hash_prefix)
 
 
 def action_of(item: SignRequest) -> str:
@@ -165,7 +173,12 @@ def _request_id(text: str) -> bytes:
     return bytes.fromhex(text.replace("-", ""))
 
 
-def _check_digest(item: DigestRequest, algorithm: Algorithm) -> None:
+def _payload_type(item: SignRequest) -> str:
+    return item.claimed_payload_type if isinstance(item, DigestRequest) else item.payload_type
+
+
+def _admit_digest(position: int, item: DigestRequest, request_id: RequestKey, way: _Way) -> Admitted:
+    algorithm = way.algorithm
     if item.hash_name != algorithm.hash_name:
         message = (
             f"{algorithm.value} signs a {algorithm.hash_name} digest, and the request has {item.hash_name or 'none'}"
@@ -177,6 +190,47 @@ def _check_digest(item: DigestRequest, algorithm: Algorithm) -> None:
     if max(len(item.claimed_subject), len(item.claimed_payload_type)) > _MAX_CLAIM:
         message = f"claimed_subject and claimed_payload_type are at most {_MAX_CLAIM} characters long"
         raise ArgumentInvalid(message, field="claimed_subject")
+    return Admitted(
+        position,
+        way.key,
+        algorithm,
+        tbs=item.digest,
+        request_id=item.request_id,
+        scope=request_id,
+        request_hash=_request_hash(way, item.digest),
+        policy=way.policy,
+        blind=True,
+        payload_type=item.claimed_payload_type,
+        subject=entry_format.Subject(count=1, name=item.claimed_subject) if item.claimed_subject else None,
+        unready=way.unready,
+    )
+
+
+async def _admit_statement(position: int, item: StatementRequest, request_id: RequestKey, way: _Way) -> Admitted:
+    statement = await _read_statement(item.payload)
+    _check_predicate(way.key, statement)
+    tbs = hashlib.new(way.algorithm.hash_name, pae(item.payload_type, item.payload)).digest()
+    return Admitted(
+        position,
+        way.key,
+        way.algorithm,
+        tbs=tbs,
+        request_id=item.request_id,
+        scope=request_id,
+        request_hash=_request_hash(way, tbs),
+        policy=way.policy,
+        blind=False,
+        payload_type=item.payload_type,
+        payload_sha256=hashlib.sha256(item.payload).hexdigest(),
+        predicate_type=statement.predicate_type,
+        subject=_subject(statement),
+        unready=way.unready,
+    )
+
+
+def _request_hash(way: _Way, tbs: bytes) -> bytes:
+    """What makes two requests the same: the action, the key, the algorithm, the payload type and the exact bytes."""
+    return hashlib.sha256(way.hash_prefix + tbs).digest()
 
 
 async def _read_statement(payload: bytes) -> Statement:
@@ -196,18 +250,8 @@ def _check_predicate(key: SigningKey, statement: Statement) -> None:
         raise PredicateTypeNotAllowed(message, predicate_type=statement.predicate_type)
 
 
-def _claimed(item: DigestRequest) -> entry_format.Subject | None:
-    return entry_format.Subject(count=1, name=item.claimed_subject) if item.claimed_subject else None
-
-
 def _subject(statement: Statement) -> entry_format.Subject:
     first = statement.subjects[0]
     return entry_format.Subject(
         count=len(statement.subjects), digest=next(iter(first.digest.values()), ""), name=first.name
     )
-
-
-def _request_hash(item: SignRequest, admitted: Admitted) -> bytes:
-    """What makes two requests the same: the key, the algorithm, the kind and the exact bytes to be signed."""
-    parts = (action_of(item), admitted.key.name, admitted.algorithm.value, admitted.payload_type, admitted.tbs.hex())
-    return hashlib.sha256("\0".join(parts).encode()).digest()

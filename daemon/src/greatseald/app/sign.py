@@ -15,7 +15,7 @@ import asyncio
 import base64
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -23,14 +23,13 @@ import structlog
 
 from greatseal.errors import VerificationFailed
 from greatseal.signatures import verify_digest
-from greatseald.app.access import client_part
 from greatseald.app.admission import Admitted, SignRequest, action_of
-from greatseald.domain import entries as entry_format
+from greatseald.app.job import Call, Job
+from greatseald.app.records import Records
 from greatseald.domain.errors import (
     GreatsealError,
     InternalFault,
     KeyHalted,
-    LogUnavailable,
     OutcomeUnknown,
     Overloaded,
     Refusal,
@@ -65,18 +64,18 @@ _VERIFY_HERE: Final = 2
 _MAX_ATTEMPT_ROUNDS: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Logged:
-    """An entry of the log with its inclusion proof (32-byte hashes, concatenated)."""
+    """An entry of the log with its inclusion proof (32-byte hashes, concatenated). Not to be changed."""
 
     index: int
     entry: bytes
     proof: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Released:
-    """A signature that may leave: DER for ECDSA, modulus-sized for RSA; its evidence beside it."""
+    """A signature that may leave: DER for ECDSA, modulus-sized for RSA; its evidence beside it. Not to be changed."""
 
     key_version: str
     algorithm: Algorithm
@@ -95,43 +94,6 @@ class Batch:
     checkpoint: str
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    """An admitted request on its way: what was committed and signed so far, or the error it ended with."""
-
-    request: Admitted
-    intent_entry: bytes = b""
-    intent_index: int = -1
-    leaf_hash: bytes = b""
-    signature: bytes = b""
-    sequence: int = 0
-    ckr: int = 0
-    result: str = "unknown"
-    why: str = "the daemon lost track of it"
-    outcome_entry: bytes = b""
-    outcome_index: int = -1
-    proof: tuple[bytes, bytes] = (b"", b"")
-    replayed: bool = False
-    error: GreatsealError | None = None
-
-    @property
-    def released(self) -> bool:
-        """Whether a signature stands in the log for it."""
-        return self.error is None and self.outcome_index >= 0
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One call's jobs. Requests that join a job of another call wait for its `done`."""
-
-    caller: Caller
-    peer: str
-    started: float
-    done: asyncio.Future[None]
-    jobs: list[_Job] = field(default_factory=list)
-    joined: list[tuple[int, _Job, _Call]] = field(default_factory=list)
-
-
 class Signing:
     """Signs lists of requests."""
 
@@ -148,13 +110,14 @@ class Signing:
         self._admission = admission
         self._access = access
         self._log = log
+        self._records = Records(log)
         self._verifiers = verifiers
         self._metrics = metrics
         self._max_waiting = max_waiting_items
         self._waiting = 0
         self._draining = False
         self._tasks: set[asyncio.Task[Batch]] = set()
-        self._running: dict[tuple[bytes, bytes], tuple[_Job, _Call]] = {}
+        self._running: dict[tuple[bytes, bytes], tuple[Job, Call]] = {}
 
     async def sign(self, caller: Caller, peer: str, items: Sequence[SignRequest]) -> Batch:
         """Sign each item, or say why not.
@@ -189,7 +152,7 @@ class Signing:
             _log.error("signing_fault", exc_info=task.exception())
 
     async def _sign(self, caller: Caller, peer: str, items: Sequence[SignRequest]) -> Batch:
-        call = _Call(caller, peer, time.perf_counter(), asyncio.get_running_loop().create_future())
+        call = Call(caller, peer, time.perf_counter(), asyncio.get_running_loop().create_future())
         admitted, refused = await self._admission.admit(caller, items, self._log.clock())
         try:
             self._claim(call, admitted, refused)
@@ -198,13 +161,13 @@ class Signing:
             self._let_go(call)
         return await self._answer(call, items, refused, head)
 
-    def _claim(self, call: _Call, admitted: list[Admitted], refused: dict[int, GreatsealError]) -> None:
+    def _claim(self, call: Call, admitted: list[Admitted], refused: dict[int, GreatsealError]) -> None:
         """Take the request ids; one that is under way here already is joined, not begun again."""
         for request in admitted:
             name = (request.scope.caller, request.scope.request_id)
             running = self._running.get(name)
             if running is None:
-                job = _Job(request)
+                job = Job(request)
                 self._running[name] = (job, call)
                 call.jobs.append(job)
             elif running[0].request.request_hash != request.request_hash:
@@ -212,17 +175,17 @@ class Signing:
             else:
                 call.joined.append((request.position, *running))
 
-    def _let_go(self, call: _Call) -> None:
+    def _let_go(self, call: Call) -> None:
         for job in call.jobs:
             scope = job.request.scope
             self._running.pop((scope.caller, scope.request_id), None)
         if not call.done.done():
             call.done.set_result(None)
 
-    async def _carry_out(self, call: _Call) -> SignedHead | None:
+    async def _carry_out(self, call: Call) -> SignedHead | None:
         """Bring every job to its end; return the checkpoint if one commit proved all that is released."""
         opened = await self._open(call)
-        groups: defaultdict[tuple[int, Algorithm], list[_Job]] = defaultdict(list)
+        groups: defaultdict[tuple[int, Algorithm], list[Job]] = defaultdict(list)
         for job in opened:
             groups[id(job.request.key), job.request.algorithm].append(job)
         if len(groups) == 1:
@@ -230,23 +193,19 @@ class Signing:
         await asyncio.gather(*(self._sign_group(call, jobs) for jobs in groups.values()))
         return None
 
-    async def _open(self, call: _Call) -> list[_Job]:
+    async def _open(self, call: Call) -> list[Job]:
         """Commit the intents; settle those that are on record already. Returns the jobs to sign."""
         pending = []
         for job in call.jobs:
             job.error = job.request.unready or self._unwritable()
             if job.error is None or self._take_up(job):
                 pending.append(job)
-        opened: list[_Job] = []
+        opened: list[Job] = []
         for _ in range(_MAX_ATTEMPT_ROUNDS):
             if not pending:
                 return opened
-            for job in pending:
-                self._write_intent(call, job)
-            pending = [job for job in pending if job.error is None]
-            requests = [
-                (job.request.scope._replace(attempt=job.request.attempt), job.request.request_hash) for job in pending
-            ]
+            pending = self._write_intents(call, pending)
+            requests = [(job.request.scope, job.request.request_hash) for job in pending]
             placed = await self._log.open_intents([job.intent_entry for job in pending], requests)
             known = []
             for job, place in zip(pending, placed, strict=True):
@@ -267,7 +226,7 @@ class Signing:
             return error
         return None
 
-    def _take_up(self, job: _Job) -> bool:
+    def _take_up(self, job: Job) -> bool:
         """Read what is on record of a job's request. True if a further attempt may be opened now."""
         request = job.request
         attempts = self._log.attempts(request.scope)
@@ -282,12 +241,12 @@ class Signing:
             outcome = self._log.entry(last.outcome)
             recorded = msgspec.json.decode(outcome, type=_RecordedOutcome)
             if recorded.res != "signed":
-                request.attempt = last.attempt + 1
+                request.open_attempt(last.attempt + 1)
                 return job.error is None
             self._replay(job, last.intent, last.outcome, outcome, base64.b64decode(recorded.sig))
         return False
 
-    def _replay(self, job: _Job, intent: int, outcome: int, entry: bytes, signature: bytes) -> None:
+    def _replay(self, job: Job, intent: int, outcome: int, entry: bytes, signature: bytes) -> None:
         key = job.request.key
         if key.public_key is None:
             return
@@ -306,32 +265,17 @@ class Signing:
         job.outcome_index, job.outcome_entry = outcome, entry
         job.signature, job.result = signature, "signed"
 
-    def _write_intent(self, call: _Call, job: _Job) -> None:
-        request, key = job.request, job.request.key
-        intent = entry_format.Intent(
-            att=request.attempt,
-            blind=request.blind,
-            cli=client_part(call.caller),
-            inst=self._log.instance,
-            key=entry_format.KeyVersion(name=key.settings.resource_name, spki_sha256=key.spki_sha256, version=1),
-            log=self._log.origin,
-            mdig=request.payload_sha256,
-            mech=request.algorithm.value,
-            peer=call.peer,
-            pol=request.policy,
-            pred=request.predicate_type,
-            ptype=request.payload_type,
-            req=request.request_id,
-            subj=request.subject,
-            tbs=request.tbs.hex(),
-            ts=entry_format.timestamp(self._log.clock()),
-        )
-        try:
-            job.intent_entry = entry_format.encode(intent)
-        except GreatsealError as error:
-            job.error = error
+    def _write_intents(self, call: Call, jobs: list[Job]) -> list[Job]:
+        """Encode the intents; return the jobs that have one."""
+        ts = self._records.now()
+        for job in jobs:
+            try:
+                job.intent_entry = self._records.intent(call, job.request, ts)
+            except GreatsealError as error:
+                job.error = error
+        return [job for job in jobs if job.error is None]
 
-    async def _sign_group(self, call: _Call, jobs: list[_Job]) -> SignedHead:
+    async def _sign_group(self, call: Call, jobs: list[Job]) -> SignedHead:
         """Sign jobs of one key and algorithm, and commit exactly one outcome for each of their intents."""
         key, algorithm = jobs[0].request.key, jobs[0].request.algorithm
         began = time.perf_counter()
@@ -345,7 +289,8 @@ class Signing:
         _end_all(jobs, "unknown", OutcomeUnknown(f"token {key.token.name} left the operation without an answer"))
         seconds = time.perf_counter() - began
         self._metrics.token_seconds(key.token.name, len(jobs), seconds)
-        entries = [self._outcome(job, int(seconds * 1e6)) for job in jobs]
+        dur_us, ts = int(seconds * 1e6), self._records.now()
+        entries = [self._records.outcome(job, dur_us, ts) for job in jobs]
         replayed = [job for job in call.jobs if job.replayed]
         pairs = [(job.intent_index, job.outcome_index) for job in replayed]
         proven = await self._log.close_intents(entries, [job.intent_index for job in jobs], pairs)
@@ -366,7 +311,7 @@ class Signing:
         )
         return proven.head
 
-    async def _ask_token(self, key: SigningKey, algorithm: Algorithm, jobs: list[_Job]) -> None:
+    async def _ask_token(self, key: SigningKey, algorithm: Algorithm, jobs: list[Job]) -> None:
         operations = [Operation(job.intent_index, job.leaf_hash, job.request.tbs) for job in jobs]
         loop = asyncio.get_running_loop()
         verifying = []
@@ -378,30 +323,8 @@ class Signing:
         if verifying:
             await asyncio.gather(*verifying)
 
-    def _outcome(self, job: _Job, dur_us: int) -> bytes:
-        key = job.request.key
-        info = key.token.info
-        return entry_format.encode(
-            entry_format.Outcome(
-                ckr=job.ckr,
-                dur_us=dur_us,
-                hsm=entry_format.Hsm(
-                    fw=info.firmware if info else "", seq=job.sequence, serial=info.serial if info else ""
-                ),
-                inst=self._log.instance,
-                intent=entry_format.IntentRef(index=job.intent_index, leaf_hash=job.leaf_hash.hex()),
-                key=entry_format.KeyRef(spki_sha256=key.spki_sha256),
-                log=self._log.origin,
-                res=job.result,
-                sig=base64.b64encode(job.signature).decode() if job.result == "signed" else "",
-                tbs=job.request.tbs.hex(),
-                ts=entry_format.timestamp(self._log.clock()),
-                why="" if job.result == "signed" else job.why[:256],
-            )
-        )
-
     async def _answer(
-        self, call: _Call, items: Sequence[SignRequest], refused: dict[int, GreatsealError], head: SignedHead | None
+        self, call: Call, items: Sequence[SignRequest], refused: dict[int, GreatsealError], head: SignedHead | None
     ) -> Batch:
         """Put the results in order, with proofs under one checkpoint, and record what was refused."""
         ended = {job.request.position: job for job in call.jobs}
@@ -415,7 +338,7 @@ class Signing:
             proven = await self._log.prove([(job.intent_index, job.outcome_index) for job in shown])
             head = proven.head
             proofs = {id(job): proof for job, proof in zip(shown, proven.proofs, strict=True)}
-        errors = {position: _error_of(job) for position, job in ended.items() if not job.released} | refused
+        errors = {position: job.failure for position, job in ended.items() if not job.released} | refused
         if errors:
             await self._record(call, items, errors)
         results = [
@@ -424,7 +347,7 @@ class Signing:
         ]
         return Batch(results, head.note if head is not None and shown else "")
 
-    async def _record(self, call: _Call, items: Sequence[SignRequest], errors: dict[int, GreatsealError]) -> None:
+    async def _record(self, call: Call, items: Sequence[SignRequest], errors: dict[int, GreatsealError]) -> None:
         for error in errors.values():
             self._metrics.refused(error.reason)
         await asyncio.gather(
@@ -451,7 +374,7 @@ class _RecordedOutcome(msgspec.Struct):
     sig: str = ""
 
 
-def _take(key: SigningKey, algorithm: Algorithm, jobs: list[_Job], chunk: list[SignResult]) -> None:
+def _take(key: SigningKey, algorithm: Algorithm, jobs: list[Job], chunk: list[SignResult]) -> None:
     """Keep the results of a chunk, each signature only if it verifies. Runs on a verifier's thread."""
     assert key.public_key is not None  # noqa: S101 - a key without public half is never admitted
     for result in chunk:
@@ -462,11 +385,11 @@ def _take(key: SigningKey, algorithm: Algorithm, jobs: list[_Job], chunk: list[S
                 verify_digest(key.public_key, algorithm, job.request.tbs, result.signature)
             except VerificationFailed:
                 key.halt("its token returned a signature that does not verify with its public key")
-                _end(job, "failed", KeyHalted(f"{key.settings.resource_name} is halted: {key.halted}"))
+                job.end("failed", KeyHalted(f"{key.settings.resource_name} is halted: {key.halted}"))
             else:
                 job.signature, job.result, job.error = result.signature, "signed", None
         else:
-            _end(job, "unknown" if result.unknown else "failed", _failure(key, result))
+            job.end("unknown" if result.unknown else "failed", _failure(key, result))
             job.ckr = result.ckr
 
 
@@ -482,19 +405,11 @@ def _failure(key: SigningKey, result: NotSigned) -> GreatsealError:
     return SigningFailed(f"token {name} refused to sign: {result.detail}", token=name, ckr=str(result.ckr))
 
 
-def _error_of(job: _Job) -> GreatsealError:
-    return job.error or LogUnavailable("the audit log broke before this request had an outcome; nothing was released")
-
-
-def _end(job: _Job, result: str, error: GreatsealError) -> None:
-    job.result, job.why, job.error = result, error.message, error
-
-
-def _end_all(jobs: list[_Job], result: str, error: GreatsealError) -> None:
+def _end_all(jobs: list[Job], result: str, error: GreatsealError) -> None:
     """End the jobs that have no answer yet."""
     for job in jobs:
         if job.result == "unknown" and job.error is None:
-            _end(job, result, error)
+            job.end(result, error)
 
 
 def _reused(request: Admitted) -> RequestIdReused:
@@ -502,7 +417,7 @@ def _reused(request: Admitted) -> RequestIdReused:
     return RequestIdReused(message, request_id=request.request_id)
 
 
-def _released(job: _Job, proofs: dict[int, tuple[bytes, bytes]]) -> Released:
+def _released(job: Job, proofs: dict[int, tuple[bytes, bytes]]) -> Released:
     intent_proof, outcome_proof = proofs[id(job)]
     return Released(
         job.request.key.settings.version_name,

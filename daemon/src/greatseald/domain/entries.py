@@ -12,6 +12,8 @@ Hexadecimal is lower case; `ts` is RFC 3339 in UTC with microseconds; `inst` is 
 
 from __future__ import annotations
 
+import base64
+import secrets
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -181,6 +183,78 @@ def encode(entry: Entry) -> bytes:
     if len(data) > MAX_ENTRY_BYTES:
         message = f"the audit entry of this request would take {len(data)} bytes, and {MAX_ENTRY_BYTES} is the limit: shorten its names"
         raise RequestTooLarge(message)
+    return data
+
+
+class IntentForm:
+    """Intents that differ in digest, request id and time only: the same bytes as `encode`, ten times as fast.
+
+    Only fields whose syntax is known go into the blanks (hexadecimal, a UUID, a time of `timestamp`):
+    they need no escaping, so that filling in is no way to inject JSON.
+    """
+
+    def __init__(self, intent: Intent) -> None:
+        """Take everything but `req`, `tbs` and `ts` from `intent`.
+
+        Raises:
+            RequestTooLarge: the entries would be over 16 KiB.
+        """
+        self._form = _form(msgspec.structs.replace(intent, req=_BLANKS[0], tbs=_BLANKS[1], ts=_BLANKS[2]))
+
+    def fill(self, request_id: str, tbs: bytes, ts: str) -> bytes:
+        """Return the exact bytes of one intent. `tbs` is the digest itself."""
+        return self._form % (request_id.encode(), tbs.hex().encode(), ts.encode())
+
+
+class OutcomeForm:
+    """Outcomes `signed` of one key, as `IntentForm`: they differ in duration, sequence, intent, signature, digest and time."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        """Take everything but those from `outcome`, whose `hsm` must be set."""
+        blank = msgspec.structs.replace(
+            outcome,
+            dur_us=_BLANK_NUMBERS[0],
+            hsm=msgspec.structs.replace(outcome.hsm, seq=_BLANK_NUMBERS[1]) if outcome.hsm else None,
+            intent=IntentRef(index=_BLANK_NUMBERS[2], leaf_hash=_BLANKS[0]),
+            sig=_BLANKS[1],
+            tbs=_BLANKS[2],
+            ts=_BLANKS[3],
+        )
+        self._form = _form(blank)
+
+    def fill(  # noqa: PLR0913 - the blanks, in the order of the bytes
+        self, dur_us: int, seq: int, intent: int, leaf_hash: bytes, signature: bytes, tbs: bytes, ts: str
+    ) -> bytes:
+        """Return the exact bytes of one outcome. `leaf_hash`, `signature` and `tbs` are raw; `seq` is above 0."""
+        return self._form % (
+            dur_us,
+            seq,
+            intent,
+            leaf_hash.hex().encode(),
+            base64.b64encode(signature),
+            tbs.hex().encode(),
+            ts.encode(),
+        )
+
+
+_SPARE_BYTES: Final = 512
+"""What the blanks of a form take at most when filled in."""
+
+# Random, so that no text that a caller chose can look like a blank.
+_BLANKS: Final = tuple(f"{secrets.token_hex(12)}{number}" for number in range(4))
+_BLANK_NUMBERS: Final = tuple((1 << 62) + 4 * secrets.randbits(58) + number for number in range(3))
+
+
+def _form(entry: Entry) -> bytes:
+    data = encode(entry)
+    if len(data) + _SPARE_BYTES > MAX_ENTRY_BYTES:
+        message = f"the audit entries of this request would take more than {MAX_ENTRY_BYTES} bytes: shorten its names"
+        raise RequestTooLarge(message)
+    data = data.replace(b"%", b"%%")
+    for blank in _BLANKS:
+        data = data.replace(blank.encode(), b"%b")
+    for number in _BLANK_NUMBERS:
+        data = data.replace(str(number).encode(), b"%d")
     return data
 
 

@@ -89,24 +89,30 @@ def batch_item(message: signing_pb2.BatchItem) -> SignRequest:
 
 
 def signature(released: Released, checkpoint: str) -> signing_pb2.Signature:
-    """Convert a released signature; `checkpoint` is empty within a batch."""
-    intent, outcome = released.intent, released.outcome
-    return signing_pb2.Signature(
-        key_version=released.key_version,
-        algorithm=_TO_WIRE[released.algorithm],
-        signature=released.signature,
-        digest=released.digest,
-        receipt=types_pb2.Receipt(
-            intent_index=intent.index,
-            intent_entry=intent.entry,
-            intent_proof=intent.proof,
-            outcome_index=outcome.index,
-            outcome_entry=outcome.entry,
-            outcome_proof=outcome.proof,
-            checkpoint=checkpoint,
-        ),
-        replayed=released.replayed,
-    )
+    """Convert a released signature with its checkpoint."""
+    message = signing_pb2.Signature()
+    fill_signature(message, released)
+    message.receipt.checkpoint = checkpoint
+    return message
+
+
+def fill_signature(message: signing_pb2.Signature, released: Released) -> None:
+    """Write a released signature into `message` where it stands, without the checkpoint.
+
+    Building messages inside out would copy each receipt twice.
+    """
+    message.key_version = released.key_version
+    message.algorithm = _TO_WIRE[released.algorithm]
+    message.signature = released.signature
+    message.digest = released.digest
+    message.replayed = released.replayed
+    receipt, intent, outcome = message.receipt, released.intent, released.outcome
+    receipt.intent_index = intent.index
+    receipt.intent_entry = intent.entry
+    receipt.intent_proof = intent.proof
+    receipt.outcome_index = outcome.index
+    receipt.outcome_entry = outcome.entry
+    receipt.outcome_proof = outcome.proof
 
 
 def check_log(resource: str, log_name: str) -> None:

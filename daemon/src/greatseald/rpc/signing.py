@@ -103,15 +103,15 @@ class SigningService:
             return signing_pb2.BatchSignResponse(results=[_failed(refused[position]) for position in range(count)])
         batch = await self._signing.sign(call.caller, call.peer, items)
         answers = iter(batch.results)
-        results = []
+        response = signing_pb2.BatchSignResponse(checkpoint=batch.checkpoint)
         for position in range(count):
             result = refused[position] if position in refused else next(answers)
-            results.append(
-                _failed(result)
-                if isinstance(result, GreatsealError)
-                else signing_pb2.BatchResult(signature=conversion.signature(result, ""))
-            )
-        return signing_pb2.BatchSignResponse(results=results, checkpoint=batch.checkpoint)
+            answer = response.results.add()
+            if isinstance(result, GreatsealError):
+                answer.error.CopyFrom(status_of(result))
+            else:
+                conversion.fill_signature(answer.signature, result)
+        return response
 
     async def _record_items(
         self, call: Call, request: signing_pb2.BatchSignRequest, refused: dict[int, GreatsealError]
