@@ -1,0 +1,65 @@
+"""A request on its way through the signing path, and the call that it came with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from greatseald.domain.errors import GreatsealError, LogUnavailable
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from greatseald.app.admission import Admitted
+    from greatseald.domain.identity import Caller
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """An admitted request: what was committed and signed of it so far, or the error it ended with.
+
+    `result` becomes the outcome's `res`; until a token has answered, nobody knows.
+    """
+
+    request: Admitted
+    intent_entry: bytes = b""
+    intent_index: int = -1
+    leaf_hash: bytes = b""
+    signature: bytes = b""
+    sequence: int = 0
+    ckr: int = 0
+    result: str = "unknown"
+    why: str = "the daemon lost track of it"
+    outcome_entry: bytes = b""
+    outcome_index: int = -1
+    proof: tuple[bytes, bytes] = (b"", b"")
+    replayed: bool = False
+    error: GreatsealError | None = None
+
+    @property
+    def released(self) -> bool:
+        """Whether its signature stands in the log and may leave."""
+        return self.error is None and self.outcome_index >= 0
+
+    @property
+    def failure(self) -> GreatsealError:
+        """Why it is not released."""
+        return self.error or LogUnavailable(
+            "the audit log broke before the request had an outcome; nothing was released"
+        )
+
+    def end(self, result: str, error: GreatsealError) -> None:
+        """End it without a signature."""
+        self.result, self.why, self.error = result, error.message, error
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call's jobs. Requests that join a job of another call wait for that call's `done`."""
+
+    caller: Caller
+    peer: str
+    started: float
+    done: asyncio.Future[None]
+    jobs: list[Job] = field(default_factory=list)
+    joined: list[tuple[int, Job, Call]] = field(default_factory=list)
