@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from greatseal.checkpoint import Checkpoint, open_checkpoint
 from greatseal.note import NoteSigner
-from greatseal.tlog import leaf_hash, split_hashes, verify_inclusion
+from greatseal.tlog import RootHash, leaf_hash, split_hashes, verify_inclusion
 from greatseald.adapters.anchor import FileAnchor
 from greatseald.adapters.store.sqlite import SqliteStore
 from greatseald.app.audit import AuditLog
@@ -299,5 +299,66 @@ def test_a_broken_store_fails_what_waits_and_is_reported(site: Site, monkeypatch
             await log.record_admin("reload")
         with pytest.raises(LogUnavailable):
             log.require_writable()
+
+    run(site, work)
+
+
+async def settle(log: AuditLog) -> None:
+    """Commit until the writer has seen that the disk is fast enough to commit where it is asked to."""
+    for _ in range(100):
+        await log.record_admin("reload")
+
+
+def test_a_caller_who_is_alone_gets_the_same_promises(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        await settle(log)
+        (placed,) = await log.open_intents([intent(1)], [request(1)], alone=True)
+        assert placed is not None
+        assert (await log.open_intents([intent(1)], [request(1)], alone=True)) == [None]
+        proven = await log.close_intents([b'{"a":1}'], [placed.place], alone=True)
+        checkpoint = open_checkpoint(proven.head.note, site.signer.verifier, ORIGIN)
+        assert checkpoint.size == log.size == placed.place + 2
+        verify_inclusion(
+            placed.place, checkpoint.size, leaf_hash(intent(1)), split_hashes(proven.proofs[0][0]), checkpoint.root
+        )
+        assert f"root {checkpoint.root.hex()}" in site.anchor_path.read_text()
+        assert log.open_count == 0
+
+    run(site, work)
+
+
+def test_callers_who_are_not_alone_after_all_never_meet_in_the_tree(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        await settle(log)
+        begun = log.size
+
+        async def one(number: int) -> None:
+            (placed,) = await log.open_intents([intent(number)], [request(number)], alone=number % 2 == 0)
+            assert placed is not None
+            await log.close_intents([b'{"a":%d}' % number], [placed.place], alone=number % 3 == 0)
+
+        await asyncio.gather(*(one(number) for number in range(200)))
+        assert log.size == begun + 400
+        found = await log.entries(0, log.size)
+        root = RootHash()
+        for data in found:
+            root.append(leaf_hash(data))
+        assert root.root() == (await log.checkpoint()).root
+
+    run(site, work)
+
+
+def test_a_store_that_breaks_under_a_lone_caller_ends_the_log_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        message = "injected"
+        raise StoreBroken(message)
+
+    async def work(log: AuditLog) -> None:
+        await settle(log)
+        monkeypatch.setattr(SqliteStore, "append", fail)
+        with pytest.raises(LogUnavailable):
+            await log.open_intents([intent(1)], [request(1)], alone=True)
+        assert not log.healthy
+        assert isinstance(site.broken[0], StoreBroken)
 
     run(site, work)

@@ -41,7 +41,13 @@ def configure(level: str) -> None:
     ]
     terminal = sys.stderr.isatty()
     last: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)]
+        [
+            structlog.dev.ConsoleRenderer(
+                # Plain tracebacks: the default shows the local variables of every frame, secrets among them.
+                colors="NO_COLOR" not in os.environ,
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
         if terminal
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

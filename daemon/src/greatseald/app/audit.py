@@ -114,24 +114,31 @@ class AuditLog:
             message = f"nothing new is signed while the audit log's volume is nearly full: {shortage}"
             raise DiskReserveReached(message)
 
-    async def open_intents(self, entries: list[bytes], requests: list[tuple[RequestKey, bytes]]) -> list[Placed | None]:
+    async def open_intents(
+        self, entries: list[bytes], requests: list[tuple[RequestKey, bytes]], *, alone: bool = False
+    ) -> list[Placed | None]:
         """Commit intents and their fences; None where the attempt is on record already.
+
+        `alone` says that nothing else is under way, so that nobody minds if the event loop waits for the disk.
 
         Raises:
             LogUnavailable: the log broke; whether they are on disk is for recovery to say.
         """
-        done = await self._submit(Work(self._future(), entries, requests))
+        done = await self._submit(Work(self._future(), entries, requests), alone=alone)
         return [
             None if index == ABSENT else Placed(index, leaf)
             for index, leaf in zip(done.indexes, done.leaves, strict=True)
         ]
 
     async def close_intents(
-        self, entries: list[bytes], intents: list[int], also: Sequence[tuple[int, int]] = ()
+        self, entries: list[bytes], intents: list[int], also: Sequence[tuple[int, int]] = (), *, alone: bool = False
     ) -> Proven:
-        """Commit outcomes, release a checkpoint over them and prove them, and `also` further pairs under it."""
+        """Commit outcomes, release a checkpoint over them and prove them, and `also` further pairs under it.
+
+        `alone` is as in `open_intents`.
+        """
         work = Work(self._future(), entries, closes=intents, prove=list(also), released=True)
-        return _proven(await self._submit(work))
+        return _proven(await self._submit(work, alone=alone))
 
     async def prove(self, pairs: Sequence[tuple[int, int]]) -> Proven:
         """Prove pairs of committed entries (intent, outcome) under the newest checkpoint."""
@@ -212,7 +219,9 @@ class AuditLog:
         assert self._loop is not None  # noqa: S101 - start() set it
         return self._loop.create_future()
 
-    async def _submit(self, work: Work) -> Work:
+    async def _submit(self, work: Work, *, alone: bool = False) -> Work:
+        if alone and self._writer.run_here(work):
+            return work
         self._writer.submit(work)
         return await work.future
 

@@ -206,7 +206,9 @@ class Signing:
                 return opened
             pending = self._write_intents(call, pending)
             requests = [(job.request.scope, job.request.request_hash) for job in pending]
-            placed = await self._log.open_intents([job.intent_entry for job in pending], requests)
+            placed = await self._log.open_intents(
+                [job.intent_entry for job in pending], requests, alone=self._waiting == 1
+            )
             known = []
             for job, place in zip(pending, placed, strict=True):
                 if place is None:
@@ -293,7 +295,9 @@ class Signing:
         entries = [self._records.outcome(job, dur_us, ts) for job in jobs]
         replayed = [job for job in call.jobs if job.replayed]
         pairs = [(job.intent_index, job.outcome_index) for job in replayed]
-        proven = await self._log.close_intents(entries, [job.intent_index for job in jobs], pairs)
+        proven = await self._log.close_intents(
+            entries, [job.intent_index for job in jobs], pairs, alone=self._waiting == 1
+        )
         written = []
         for job, entry, index in zip(jobs, entries, proven.indexes, strict=True):
             if index is None:

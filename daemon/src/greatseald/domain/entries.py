@@ -222,7 +222,7 @@ class OutcomeForm:
         )
         self._form = _form(blank)
 
-    def fill(  # noqa: PLR0913 - the blanks, in the order of the bytes
+    def fill(
         self, dur_us: int, seq: int, intent: int, leaf_hash: bytes, signature: bytes, tbs: bytes, ts: str
     ) -> bytes:
         """Return the exact bytes of one outcome. `leaf_hash`, `signature` and `tbs` are raw; `seq` is above 0."""

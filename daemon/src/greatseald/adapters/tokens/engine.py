@@ -34,6 +34,8 @@ PORTION: Final = 32
 """Most operations a thread takes, and answers, at a time."""
 _PORTION_SECONDS: Final = 0.01
 _FLUSH_SECONDS: Final = 0.02
+_HERE_SECONDS: Final = 0.001
+"""A token that signs within so long is not worth a hand-over for a single operation."""
 _SMOOTHING: Final = 0.2
 LEAF_HASH_BYTES: Final = 32
 _LAST_ANSWERS_SECONDS: Final = 2.0
@@ -95,6 +97,7 @@ class Engine:
         self._stopping = False
         self._ending: NotReady | None = None
         self._busy = 0
+        self._lent = False
         self._threads: list[threading.Thread] = []
         self._sessions: list[Session | None] = []
         self._keys: dict[str, KeyDescription] = {}
@@ -166,7 +169,29 @@ class Engine:
             answers.send(Results(message.id, [], failed, self.operation_seconds))
         if good:
             numbered = [(p, operations[p].tbs, first + n) for n, p in enumerate(good)]
-            self._put(_Work(answers, message.id, message.uri, algorithm, numbered))
+            work = _Work(answers, message.id, message.uri, algorithm, numbered)
+            if len(good) > 1 or not self._sign_here(work):
+                self._put(work)
+
+    def _sign_here(self, work: _Work) -> bool:
+        """Sign a single operation on the thread that received it, if the token is fast and idle; whether it was done.
+
+        Waking a session's thread would take as long as the signature. It lends its session meanwhile.
+        """
+        with self._changed:
+            if not 0 < self.operation_seconds < _HERE_SECONDS or self._busy or self._work or self._ending is not None:
+                return False
+            self._busy += 1
+            self._lent = True
+        try:
+            self._sign_portion(0, work, work.operations)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._lent = False
+                if self._work or self._stopping or self._ending is not None:
+                    self._changed.notify_all()
+        return True
 
     def _refuse(self, answers: Answers, frame: int, positions: range, why: str, *, retry: bool = False) -> None:
         failed = [_refusal(position, why, retry=retry) for position in positions]
@@ -222,8 +247,10 @@ class Engine:
         while True:
             with self._changed:
                 woken = True
-                while woken and not self._work and not self._stopping and self._ending is None:
+                while woken and (self._is_lent(number) or not (self._work or self._stopping or self._ending)):
                     woken = self._changed.wait(self._profile.keep_alive)
+                if self._is_lent(number):
+                    continue
                 if self._ending is not None or (self._stopping and not self._work):
                     return None
                 if self._work:
@@ -240,6 +267,10 @@ class Engine:
                         self._work.popleft()
                     return item, portion
             self._keep_alive(number)
+
+    def _is_lent(self, number: int) -> bool:
+        """Whether another thread works with this thread's session just now."""
+        return number == 0 and self._lent
 
     def _keep_alive(self, number: int) -> None:
         """Use an idle session, so that it stays, and so that a lost device is noticed before a request meets it."""
