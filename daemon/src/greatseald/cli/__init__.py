@@ -38,7 +38,7 @@ def init(
     listen: Annotated[str, typer.Option(help="Address that clients reach, host:port.")] = "127.0.0.1:8443",
     metrics_listen: Annotated[
         str, typer.Option(help="Loopback address of metrics and health, host:port; empty for none.")
-    ] = "127.0.0.1:9464",
+    ] = "127.0.0.1:0",
     origin: Annotated[str, typer.Option(help="Name of the log, host/path; it never changes.")] = "greatseal.local/log",
     trust_domain: Annotated[str, typer.Option(help="SPIFFE trust domain of the clients.")] = "greatseal.local",
     module: Annotated[

@@ -23,8 +23,9 @@ listen = {listen}                      # host:port; port 0 takes a free one, see
 tls_cert = "pki/server.pem"
 tls_key = "pki/server.key"
 client_ca = "pki/ca.pem"               # who issues the certificates that clients must show
-metrics_listen = {metrics_listen}      # plain HTTP for probes and Prometheus, loopback only; "" for none
-admin_socket = "run/admin.sock"        # `greatseald backup` and `reload` on this machine, mode 0600
+metrics_listen = {metrics_listen}         # plain HTTP for probes and Prometheus, loopback only; "" for none;
+                                       # port 0 takes a free one, see run/metrics_address
+admin_socket = "run/admin.sock"        # `greatseald backup` asks here; this machine only, mode 0600
 
 [store]
 url = {store_url}
