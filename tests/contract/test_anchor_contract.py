@@ -170,9 +170,7 @@ def test_what_advance_returned_from_survives_kill_9(path: Path) -> None:
         size = now.size
 
 
-@pytest.mark.parametrize(
-    "inject", ["pwrite64:error=EIO:when=6", "pwrite64:error=ENOSPC:when=6"]
-)
+@pytest.mark.parametrize("inject", ["pwrite64:error=EIO:when=6", "pwrite64:error=ENOSPC:when=6"])
 def test_a_failing_disk_is_reported_and_the_head_before_stays(inject: str, path: Path, tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")

@@ -29,7 +29,6 @@ where the daemon said when to ask again.
         print(error, error.reason, error.request_id)
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Mapping
