@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -167,15 +168,19 @@ class FaultSite:
         self.softhsm_conf = self.directory / "tokens" / "soft" / "softhsm2.conf"
         edit = self.deployment.edit
         edit(r"^module = .*$", f'module = "{self.soft.module}"')
-        edit(r"^environment = .*$", f"environment = {self._environment(self.soft)}")
+        edit(r"^environment = .*$", f"environment = {self._environment(self.soft, self.softhsm_conf)}")
         edit(r"^operation_timeout = \d+", f"operation_timeout = {operation_timeout}")
         edit(r"^reserve_bytes = \d+", "reserve_bytes = 4194304")  # a quarter of a gigabyte a test is too much
         edit(r'^lockout = "none"', f'lockout = "{lockout}"')
         if two_tokens:
-            (self.directory / "tokens" / "other" / "state").mkdir(parents=True, mode=0o700)
+            # A copy with files of its own: two hosts that log in at once on the same files make SoftHSM fail.
+            other = self.directory / "tokens" / "other"
+            shutil.copytree(self.softhsm_conf.parent, other)
+            other_conf = other / "softhsm2.conf"
+            other_conf.write_text(other_conf.read_text().replace("/tokens/soft/", "/tokens/other/"))
             self.deployment.append(
                 f'[[tokens]]\nname = "other"\ntype = "pkcs11"\nuri = "pkcs11:token=greatseal"\n'
-                f'module = "{self.other.module}"\nenvironment = {self._environment(self.other)}\n'
+                f'module = "{self.other.module}"\nenvironment = {self._environment(self.other, other_conf)}\n'
                 f'pin_file = "tokens/soft/pin"\nstate_dir = "tokens/other/state"\nsessions = 2\n'
                 f'operation_timeout = {operation_timeout}\nlockout = "none"\n\n'
                 f'[[keys]]\nname = "steady"\ntoken = "other"\nuri = "pkcs11:object=scratch"\n'
@@ -191,8 +196,8 @@ class FaultSite:
             (pki / "ca.pem").read_bytes(), (pki / "pipeline.key").read_bytes(), (pki / "pipeline.pem").read_bytes()
         )
 
-    def _environment(self, shim: pkcs11_shim.Shim) -> str:
-        values = {"SOFTHSM2_CONF": str(self.softhsm_conf), **shim.environment}
+    def _environment(self, shim: pkcs11_shim.Shim, conf: Path) -> str:
+        values = {"SOFTHSM2_CONF": str(conf), **shim.environment}
         return "{ " + ", ".join(f'{name} = "{value}"' for name, value in values.items()) + " }"
 
     @contextmanager

@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.shim, pytest.mark.softhsm]
 
 
 @contextmanager
-def failing(site: FaultSite, tmp_path: Path, how: str, *paths: Path) -> Iterator[None]:
-    """fsync and fdatasync of the daemon fail on these files while the block runs."""
-    command = ["strace", "-f", "-o", str(tmp_path / "strace"), "-e", "trace=fsync,fdatasync"]
+def failing(site: FaultSite, tmp_path: Path, calls: str, how: str, *paths: Path) -> Iterator[None]:
+    """These system calls of the daemon fail on these files while the block runs."""
+    command = ["strace", "-f", "-o", str(tmp_path / "strace"), "-e", f"trace={calls}"]
     for path in paths:
         command += ["-P", str(path)]
-    command += ["-e", f"inject=fsync,fdatasync:{how}", "-p", str(site.daemon_pid)]
+    command += ["-e", f"inject={calls}:{how}", "-p", str(site.daemon_pid)]
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert tracer.stderr is not None
     assert b"attached" in tracer.stderr.readline()
@@ -53,7 +53,7 @@ def test_a_failed_sync_ends_the_daemon_and_releases_nothing_more(how: str, site:
         callers = asyncio.create_task(load.run(until))
         await asyncio.sleep(0.4)
         data = site.deployment.database
-        with failing(site, tmp_path, how, data, data.with_name(data.name + "-wal")):
+        with failing(site, tmp_path, "fsync,fdatasync", how, data, data.with_name(data.name + "-wal")):
             before = load.acknowledged
             code = await asyncio.to_thread(site.deployment.wait_exit, 30)
         until.set()
@@ -77,7 +77,8 @@ def test_an_anchor_that_cannot_be_written_is_an_alarm_and_signing_goes_on(site: 
     site.deployment.start()
     with site.wire() as wire:
         wire.sign_until_it_works("scratch")
-        with failing(site, tmp_path, "error=EIO", site.directory / "anchor" / "released"):
+        anchor = site.directory / "anchor" / "released"
+        with failing(site, tmp_path, "fsync,fdatasync,pwrite64", "error=EIO", anchor):
             for _ in range(3):
                 wire.sign("scratch")
         wire.sign("scratch")

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("greatseald.sign")
 
+_VERIFY_CHUNK: Final = 32
+"""A hop to the pool costs two wakings: so many results share one, while the token signs the next."""
+
 _VERIFY_HERE: Final = 2
 """Groups up to this size are verified on the event loop: the hop to the pool costs more than it saves."""
 
@@ -319,11 +322,17 @@ class Signing:
         operations = [Operation(job.intent_index, job.leaf_hash, job.request.tbs) for job in jobs]
         loop = asyncio.get_running_loop()
         verifying = []
+        held: list[SignResult] = []
         async for chunk in key.token.sign(key.settings.uri, algorithm, operations):
             if len(jobs) <= _VERIFY_HERE:
                 _take(key, algorithm, jobs, chunk)
-            else:
-                verifying.append(loop.run_in_executor(self._verifiers, _take, key, algorithm, jobs, chunk))
+                continue
+            held += chunk
+            if len(held) >= _VERIFY_CHUNK:
+                verifying.append(loop.run_in_executor(self._verifiers, _take, key, algorithm, jobs, held))
+                held = []
+        if held:
+            verifying.append(loop.run_in_executor(self._verifiers, _take, key, algorithm, jobs, held))
         if verifying:
             await asyncio.gather(*verifying)
 

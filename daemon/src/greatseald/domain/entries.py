@@ -260,4 +260,4 @@ def _form(entry: Entry) -> bytes:
 
 def timestamp(unix_seconds: float) -> str:
     """RFC 3339 in UTC with microseconds."""
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"

@@ -156,6 +156,17 @@ def mechanism(kind: int) -> Mechanism:
     return Mechanism(kind, None, 0)
 
 
+def _is_mapped(address: int, size: int) -> bool:
+    """Whether this process may read `size` bytes at `address`, by the kernel's word."""
+    with Path("/proc/self/maps").open() as maps:
+        for line in maps:
+            span, mode = line.split(maxsplit=2)[:2]
+            start, end = (int(bound, 16) for bound in span.split("-"))
+            if start <= address and address + size <= end:
+                return mode.startswith("r")
+    return False
+
+
 class Cryptoki:
     """The functions of one loaded module."""
 
@@ -174,8 +185,23 @@ class Cryptoki:
         value = get_list(byref(pointer))
         if value != CKR.OK or not bool(pointer):
             raise CryptokiError("C_GetFunctionList", value)
-        functions = pointer.contents
+        self._bind(pointer.contents)
 
+    def adopt(self, address: int) -> None:
+        """Use the function list at `address`, which another loader got from the same module, from now on.
+
+        Most modules have one list. Some (p11-kit's client) make a new one, with a connection and an
+        initialisation of its own, whenever they are asked: sessions and handles of one mean nothing in another.
+
+        Raises:
+            CryptokiError: no function list stands there.
+        """
+        functions = _FunctionList.from_address(address) if _is_mapped(address, ctypes.sizeof(_FunctionList)) else None
+        if functions is None or functions.version.major not in (2, 3) or not _is_mapped(functions.C_Initialize or 0, 1):
+            raise CryptokiError("C_GetFunctionList", CKR.GENERAL_ERROR)
+        self._bind(functions)
+
+    def _bind(self, functions: _FunctionList) -> None:
         def bind(name: str, *arguments: Any) -> Callable[..., int]:
             address = getattr(functions, name)
             if not address:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from greatseal.algorithms import Algorithm
@@ -34,6 +34,7 @@ PORTION: Final = 32
 """Most operations a thread takes, and answers, at a time."""
 _PORTION_SECONDS: Final = 0.01
 _FLUSH_SECONDS: Final = 0.02
+_GATHER_SECONDS: Final = 0.01
 _HERE_SECONDS: Final = 0.001
 """A token that signs within so long is not worth a hand-over for a single operation."""
 _SMOOTHING: Final = 0.2
@@ -59,6 +60,11 @@ class _Work:
     algorithm: Algorithm
     operations: list[tuple[int, bytes, int]]
     taken: int = 0
+    answered: int = 0
+    signed: list[Signed] = field(default_factory=list)
+    failed: list[NotSigned] = field(default_factory=list)
+    flushed: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(slots=True)
@@ -344,12 +350,28 @@ class Engine:
             else:
                 failed.append(result._replace(position=position, sequence=sequence))
             if now - flushed > _FLUSH_SECONDS:
-                work.answers.send(Results(work.frame, signed, failed, self.operation_seconds))
+                self._answer(work, signed, failed, now)
                 signed, failed = [], []
                 now = flushed = clock()
             began = now
         if signed or failed:
-            work.answers.send(Results(work.frame, signed, failed, self.operation_seconds))
+            self._answer(work, signed, failed, began)
+
+    def _answer(self, work: _Work, signed: list[Signed], failed: list[NotSigned], now: float) -> None:
+        """Send results together with those of the other threads: every frame wakes the front.
+
+        At most `_GATHER_SECONDS` of them are held back, and none once the whole frame is done.
+        """
+        with work.lock:
+            work.signed += signed
+            work.failed += failed
+            work.answered += len(signed) + len(failed)
+            gathered = len(work.signed) + len(work.failed)
+            if gathered < PORTION and work.answered < len(work.operations) and now - work.flushed < _GATHER_SECONDS:
+                return
+            results = Results(work.frame, work.signed, work.failed, self.operation_seconds)
+            work.signed, work.failed, work.flushed = [], [], now
+            work.answers.send(results)
 
     def _sign_one(self, number: int, work: _Work, digest: bytes) -> bytes | NotSigned:
         """Sign one digest; position and sequence of a NotSigned are the caller's to fill in."""

@@ -6,6 +6,7 @@ return values mean in `ckr.py`, the calls that python-pkcs11 cannot make in `cry
 
 from __future__ import annotations
 
+import ctypes
 import re
 import threading
 from collections.abc import Iterator
@@ -133,6 +134,11 @@ class Session:
     keys: dict[str, int] = field(default_factory=dict)
 
 
+def _function_list(library: lib) -> int:
+    """Where python-pkcs11 keeps the module's function list: the first C field of its object (0.10, HasFuncList)."""
+    return ctypes.c_size_t.from_address(id(library) + object.__basicsize__).value
+
+
 def _load(path: Path, cryptoki: Cryptoki, init_args: str) -> tuple[lib, bool]:
     """Load the module for python-pkcs11, initialised our way; whether it can be used by several threads."""
     parallel = True
@@ -142,6 +148,7 @@ def _load(path: Path, cryptoki: Cryptoki, init_args: str) -> tuple[lib, bool]:
 
         def initialize(self) -> None:
             nonlocal parallel
+            cryptoki.adopt(_function_list(self))
             try:
                 cryptoki.initialize(init_args)
             except CryptokiError as error:
@@ -327,7 +334,24 @@ class Module:
         found = list(session.opened.get_objects({**template, Attribute.LABEL: uri.object}))
         if found:
             return found
-        return [key for key in session.opened.get_objects(template) if _label(key) == uri.object]
+        found = [key for key in session.opened.get_objects(template) if _label(key) == uri.object]
+        return found or self._search_by_public_label(session, template, uri.object)
+
+    def _search_by_public_label(self, session: Session, template: dict[Attribute, Any], label: str) -> list[Any]:
+        """Private keys whose certificate or public key has the label: some modules (NSS) leave it off the private key."""
+        ids: list[bytes] = []
+        for kind in (ObjectClass.CERTIFICATE, ObjectClass.PUBLIC_KEY):
+            for item in session.opened.get_objects({Attribute.CLASS: kind, Attribute.LABEL: label}):
+                identity = _attribute(item, Attribute.ID)
+                if identity and identity not in ids:
+                    ids.append(identity)
+        return [
+            key
+            for identity in ids
+            if template.get(Attribute.ID, identity) == identity
+            for key in session.opened.get_objects({**template, Attribute.ID: identity})
+            if not _label(key)
+        ]
 
     def _find(self, session: Session, text: str) -> Any:
         try:
@@ -352,7 +376,12 @@ class Module:
         if found:
             listed = ", ".join(_describe(key) for key in found[:MAX_OBJECTS_LISTED])
             return f"{len(found)} private keys fit {text}: {listed}: name the key's id as well (id=%01)"
-        present = [_describe(item) for item in session.opened.get_objects()]
+        # Class by class: without one, modules also return objects of their own classes, which python-pkcs11 cannot name.
+        present = [
+            _describe(item)
+            for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE)
+            for item in session.opened.get_objects({Attribute.CLASS: kind})
+        ]
         listed = ", ".join(present[:MAX_OBJECTS_LISTED]) or "none"
         more = f" and {len(present) - MAX_OBJECTS_LISTED} more" if len(present) > MAX_OBJECTS_LISTED else ""
         return f"no private key fits {text} in token {self.description.label if self.description else ''}; objects: {listed}{more}"

@@ -228,9 +228,13 @@ class SupervisedToken:
     def _pump(self) -> None:
         """Hand over as much as the window allows."""
         connection = self._connection
-        if not self._ready or connection is None:
+        if not self._ready or connection is None or not self._waiting:
             return
-        while self._waiting and (room := self._window() - self._outstanding) > 0:
+        window = self._window()
+        # Half a window at a time: topping it up by each few answers costs a frame, and a waking of the host, for each few.
+        if self._outstanding > window // 2:
+            return
+        while self._waiting and (room := window - self._outstanding) > 0:
             group = self._waiting[0]
             count = min(len(group.operations), room, _FRAME_OPERATIONS)
             if count == len(group.operations):
