@@ -14,7 +14,7 @@ signature bytes.
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -114,6 +114,39 @@ def spki_sha256(public_key: PublicKey | bytes) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
+class Verifier:
+    """Verifies signatures of one key and algorithm; what does not change from one to the next is settled once."""
+
+    __slots__ = ("_algorithm", "_key", "_parameters", "_size")
+
+    def __init__(self, public_key: PublicKey, algorithm: Algorithm) -> None:
+        """Prepare.
+
+        Raises:
+            PublicKeyInvalid: the key does not fit the algorithm.
+        """
+        check_key_fits(public_key, algorithm)
+        self._key: Any = public_key
+        self._algorithm = algorithm
+        self._size = algorithm.digest_size
+        self._parameters: tuple[Any, ...] = (_ECDSA[algorithm],) if algorithm.is_ecdsa else (_RSA[algorithm], _SHA256)
+
+    def verify(self, digest: bytes, signature: bytes) -> None:
+        """As `verify_digest`.
+
+        Raises:
+            SignatureInvalid: the digest has another length, or the signature is not by the key over it.
+        """
+        if len(digest) != self._size:
+            message = f"{self._algorithm.value} signs a digest of {self._size} bytes, and this one has {len(digest)}"
+            raise SignatureInvalid(message)
+        try:
+            self._key.verify(signature, digest, *self._parameters)
+        except InvalidSignature as error:
+            message = f"the {self._algorithm.value} signature is not by this key over this digest"
+            raise SignatureInvalid(message) from error
+
+
 def verify_digest(public_key: PublicKey, algorithm: Algorithm, digest: bytes, signature: bytes) -> None:
     """Verify that `signature` is by `public_key` over `digest`.
 
@@ -125,18 +158,7 @@ def verify_digest(public_key: PublicKey, algorithm: Algorithm, digest: bytes, si
         PublicKeyInvalid: the key does not fit the algorithm.
         SignatureInvalid: the digest has another length, or the signature is not by the key over it.
     """
-    if len(digest) != algorithm.digest_size:
-        message = f"{algorithm.value} signs a digest of {algorithm.digest_size} bytes, and this one has {len(digest)}"
-        raise SignatureInvalid(message)
-    check_key_fits(public_key, algorithm)
-    try:
-        if isinstance(public_key, ec.EllipticCurvePublicKey):
-            public_key.verify(signature, digest, _ECDSA[algorithm])
-        else:
-            public_key.verify(signature, digest, _RSA[algorithm], _SHA256)
-    except InvalidSignature as error:
-        message = f"the {algorithm.value} signature is not by this key over this digest"
-        raise SignatureInvalid(message) from error
+    Verifier(public_key, algorithm).verify(digest, signature)
 
 
 def ecdsa_raw_to_der(raw: bytes) -> bytes:

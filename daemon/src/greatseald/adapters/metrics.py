@@ -70,6 +70,7 @@ class PrometheusMetrics:
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
+        self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         ProcessCollector(registry=registry)
         build = Gauge(
             "greatseald_build_info", "Always 1; the label says which version runs.", ["version"], registry=registry
@@ -169,8 +170,15 @@ class PrometheusMetrics:
         self._calls.observe(seconds, method, code)
 
     def signed(self, key: str, algorithm: str, count: int, seconds: float) -> None:
-        self._signatures.labels(key, algorithm).inc(count)
+        self._child(self._signatures, key, algorithm).inc(count)
         self._signing.observe(seconds, key, algorithm)
+
+    def _child(self, counter: Counter, *labels: str) -> Counter:
+        """A counter's child; `labels()` takes a lock and checks its arguments at every call."""
+        child = self._children.get((counter, labels))
+        if child is None:
+            child = self._children[counter, labels] = counter.labels(*labels)
+        return child
 
     def refused(self, reason: str, count: int = 1) -> None:
         self._refusals.labels(reason).inc(count)
@@ -184,7 +192,7 @@ class PrometheusMetrics:
         self._open_intents.set(open_intents)
 
     def token_seconds(self, token: str, operations: int, seconds: float) -> None:
-        self._token_operations.labels(token).inc(operations)
+        self._child(self._token_operations, token).inc(operations)
         self._token_seconds.observe(seconds, token)
 
     def token_state(self, token: str, state: str) -> None:

@@ -17,7 +17,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from greatseal.signatures import algorithms_of, load_public_key
+from greatseal.signatures import Verifier, algorithms_of, load_public_key
 from greatseal.verification import PublicKeyInvalid
 from greatseald.domain.errors import (
     AlgorithmNotOffered,
@@ -51,6 +51,7 @@ class SigningKey:
     spki_sha256: str = ""
     public_key: PublicKey | None = None
     algorithms: tuple[Algorithm, ...] = ()
+    verifiers: dict[Algorithm, Verifier] = field(default_factory=dict)
     halted: str = ""
     missing: GreatsealError | None = None
     valid_from: datetime | None = None
@@ -146,6 +147,7 @@ class SigningKey:
         self.spki = found.spki
         self.spki_sha256 = hashlib.sha256(found.spki).hexdigest()
         self.public_key = public_key
+        self.verifiers = {algorithm: Verifier(public_key, algorithm) for algorithm in self.algorithms}
         self.missing = None
         self.check_certificate()
 

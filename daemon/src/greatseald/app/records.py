@@ -29,10 +29,16 @@ class Records:
         self._log = log
         self._intents: dict[tuple[Any, ...], entry_format.IntentForm] = {}
         self._outcomes: dict[tuple[str, str, str], entry_format.OutcomeForm] = {}
+        self._second = -1
+        self._second_text = ""
 
     def now(self) -> str:
-        """The time for the entries of one commit."""
-        return entry_format.timestamp(self._log.clock())
+        """The time for the entries of one commit, as `entry_format.timestamp`; the second is formatted once."""
+        now = self._log.clock()
+        second = int(now)
+        if second != self._second:
+            self._second, self._second_text = second, entry_format.timestamp(second)[:-7]
+        return f"{self._second_text}{int((now - second) * 1e6):06d}Z"
 
     def intent(self, call: Call, request: Admitted, ts: str) -> bytes:
         """Return the intent of an admitted request.

@@ -22,7 +22,6 @@ import msgspec
 import structlog
 
 from greatseal.errors import VerificationFailed
-from greatseal.signatures import verify_digest
 from greatseald.app.admission import Admitted, SignRequest, action_of
 from greatseald.app.job import Call, Job
 from greatseald.app.records import Records
@@ -253,10 +252,10 @@ class Signing:
 
     def _replay(self, job: Job, intent: int, outcome: int, entry: bytes, signature: bytes) -> None:
         key = job.request.key
-        if key.public_key is None:
-            return
+        if job.request.algorithm not in key.verifiers:
+            return  # the token has not been read since the start: nothing to verify with
         try:
-            verify_digest(key.public_key, job.request.algorithm, job.request.tbs, signature)
+            key.verifiers[job.request.algorithm].verify(job.request.tbs, signature)
         except VerificationFailed:
             job.error = KeyHalted(
                 f"the signature on record for request {job.request.request_id} does not verify with the key that "
@@ -389,13 +388,13 @@ class _RecordedOutcome(msgspec.Struct):
 
 def _take(key: SigningKey, algorithm: Algorithm, jobs: list[Job], chunk: list[SignResult]) -> None:
     """Keep the results of a chunk, each signature only if it verifies. Runs on a verifier's thread."""
-    assert key.public_key is not None  # noqa: S101 - a key without public half is never admitted
+    verify = key.verifiers[algorithm].verify
     for result in chunk:
         job = jobs[result.position]
         job.sequence = result.sequence
         if isinstance(result, Signed):
             try:
-                verify_digest(key.public_key, algorithm, job.request.tbs, result.signature)
+                verify(job.request.tbs, result.signature)
             except VerificationFailed:
                 key.halt("its token returned a signature that does not verify with its public key")
                 job.end("failed", KeyHalted(f"{key.settings.resource_name} is halted: {key.halted}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
@@ -21,8 +21,9 @@ class Caller:
     issuer: str
     spki_sha256: str
     not_after: datetime
+    request_scope: bytes = field(init=False, repr=False, compare=False)
+    """The 16 bytes under which this caller's request ids are kept: renewed certificates share it."""
 
-    @property
-    def request_scope(self) -> bytes:
-        """The 16 bytes under which this caller's request ids are kept: renewed certificates share it."""
-        return hashlib.sha256(self.id.encode()).digest()[:16]
+    def __post_init__(self) -> None:
+        """Derive the scope once: it is asked for with every call."""
+        object.__setattr__(self, "request_scope", hashlib.sha256(self.id.encode()).digest()[:16])
