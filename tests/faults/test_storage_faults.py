@@ -146,10 +146,10 @@ NEWEST = "WHERE size = (SELECT max(size) FROM commits)"
         f"UPDATE commits SET root = randomblob(32) {NEWEST}",
         f"UPDATE commits SET mac = randomblob(32) {NEWEST}",
         f"UPDATE commits SET frontier = randomblob(length(frontier)) {NEWEST}",
-        # The newest entry of a stopped daemon may be one that was never released, and no anchor knows it: cut deeper.
         "DELETE FROM commits WHERE size > (SELECT max(size) FROM commits) - 20",
+        "DELETE FROM commits WHERE size = (SELECT max(size) FROM commits)",
     ],
-    ids=["size", "root", "mac", "frontier", "tail cut"],
+    ids=["size", "root", "mac", "frontier", "tail cut", "last entry cut"],
 )
 def test_an_edited_head_is_refused(edit: str, site: FaultSite) -> None:
     signed_some(site)

@@ -295,6 +295,7 @@ class _Daemon:
         try:
             await core.access.summarise()
             await opened.log.record_admin("stop", signal=self.stop_reason, drained=str(finished).lower())
+            await opened.log.checkpoint()  # so that the anchor knows of the last entry: a log cut there is refused
         except GreatsealError as error:
             _log.error("stop_not_recorded", why=error.message)
         await asyncio.to_thread(opened.log.stop)
