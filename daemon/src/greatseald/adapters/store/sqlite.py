@@ -7,9 +7,8 @@ whoever uses it must end the process. A broken store is closed without a checkpo
 
 One statement per commit: `append` is a single INSERT into a temporary view whose trigger does the
 compare-and-swap, the fences, the requests and the tiles. SQLite makes it one transaction, and the
-interpreter lock is given up and won back once per commit instead of once per row. With a busy event
-loop beside the writer this was worth a factor of 3 for single signatures (5.4 instead of 16 ms under
-a spinning thread) and of 40 for batches of 256 (tests/bench/store_append.py measures it).
+interpreter lock is given up and won back once per commit instead of once per row, which is what
+counts beside a busy event loop (tests/bench/store_append.py measures it).
 
 Checkpoints are ours, not SQLite's automatic ones, because those swallow their errors.
 
@@ -47,8 +46,7 @@ from greatseald.ports.store import (
 
 _CHECKPOINT_PAGES: Final = 4000
 """Pages of log (16 MiB) after which the writer checkpoints. A page that many commits touch (the right
-edges of the tables) is then written once for all of them; four times as much gained under 5 % and made
-the pause longer, a quarter of it cost 20 %."""
+edges of the tables) is then written once for all of them; more of them make the pause longer."""
 
 _COMMIT_PAGES: Final = 6
 """Pages that every commit writes whatever its size: one or two of each table."""

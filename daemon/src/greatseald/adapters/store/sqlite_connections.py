@@ -16,7 +16,7 @@ from greatseald.adapters.store import sqlite_files, sqlite_schema
 from greatseald.ports.store import StoreUnusable
 
 PAGE_BYTES: Final = 4096
-"""Larger pages made batches up to 15 % cheaper and single signatures 20 % dearer."""
+"""Larger pages make batches cheaper and single signatures dearer."""
 
 _WAL_LIMIT_BYTES: Final = 64 << 20
 """What the log file is cut down to after a long reader or backup made it grow."""
