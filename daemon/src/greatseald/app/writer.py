@@ -241,6 +241,7 @@ class LogWriter:
             mark = self._tree.mark()
             batch = self._assemble(works)
             if not batch.entries:
+                self._catch_up()
                 return 0
             try:
                 self._store.append(batch)
@@ -286,6 +287,13 @@ class LogWriter:
         head = Head(index, root, frontier, self._seal.mac(index, root, frontier))
         time_ms = int(self._clock() * 1000)
         return Append(size, entries, head, self._boot, time_ms, tiles, opened, closed, requests)
+
+    def _catch_up(self) -> None:
+        """Take in what other fronts have written, so that a checkpoint asked for here is the log's newest."""
+        head = self._store.head()
+        if head is not None and head.size != self._tree.size:
+            self._follow()
+            self.size = self._tree.size
 
     def _follow(self) -> None:
         """Extend the tree by what another front has written, if its head is genuine."""

@@ -1,0 +1,77 @@
+"""Two daemons over one PostgreSQL log: one history, every receipt good, and each front tells all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import greatseal
+from deployment import Deployment
+from greatseal.note import VerifierKey
+from postgres_server import PostgresServer
+
+
+@pytest.fixture
+def fronts(new_deployment: Callable[..., Deployment]) -> Iterator[list[Deployment]]:
+    """Two installations with tokens of their own, and one log: its keys, its origin, its database."""
+    with PostgresServer.start() as server:
+        url = server.empty_database("log")
+        pair = [new_deployment(name="first"), new_deployment(name="second")]
+        for deployment in pair:
+            deployment.edit(r"^url = .*", f'url = "{url}"')
+            if deployment is not pair[0]:
+                shutil.rmtree(deployment.directory / "log")
+                shutil.copytree(pair[0].directory / "log", deployment.directory / "log")
+            deployment.start()
+        yield pair
+        for deployment in pair:
+            deployment.close()
+
+
+def sign_many(front: Deployment, start: int, count: int, batch: int) -> list[greatseal.Signature]:
+    """Have digests signed in batches, one after the other; the client checks every receipt."""
+    signed: list[greatseal.Signature] = []
+    with greatseal.Client.from_profile(front.profile) as client:
+        for first in range(start, start + count, batch):
+            requests = [
+                greatseal.DigestRequest("keys/scratch", hashlib.sha256(b"%d" % number).digest())
+                for number in range(first, first + batch)
+            ]
+            for answer in client.sign_batch(requests):
+                assert isinstance(answer, greatseal.Signature), answer
+                signed.append(answer)
+    return signed
+
+
+def test_two_fronts_write_one_history(fronts: list[Deployment]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        work = [pool.submit(sign_many, fronts[number % 2], 1000 * number, 60, 5) for number in range(4)]
+        signed = [signature for each in work for signature in each.result()]
+    key = VerifierKey.parse(fronts[0].log_vkey.read_text().strip())
+    places = set()
+    for signature in signed:
+        signature.receipt.verify(key)
+        places.add(signature.receipt.outcome.index)
+    assert len(places) == len(signed) == 240
+    for front in fronts:
+        verified = front.client("audit", "verify")
+        assert verified.returncode == 0, verified.stderr
+
+
+def test_a_front_that_died_comes_back_to_what_the_other_wrote(fronts: list[Deployment]) -> None:
+    first, second = fronts
+    sign_many(first, 0, 20, 5)
+    first.kill()
+    sign_many(second, 100, 20, 5)
+    first.start()
+    sign_many(first, 200, 20, 5)
+    verified = second.client("--json", "audit", "verify")
+    assert verified.returncode == 0, verified.stderr
+    found = json.loads(verified.stdout)
+    assert found["open_intents"] == []
+    assert found["counts"]["outcome signed"] == 60, "a front tells what the other wrote, not only what it knows itself"
