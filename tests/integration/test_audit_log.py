@@ -81,6 +81,7 @@ class Site:
                 clock=lambda: 1_700_000_000.0,
                 metrics=QuietMetrics(),  # type: ignore[arg-type]
                 on_broken=self.broken.append,
+                local=True,
             )
             log = AuditLog(
                 writer=writer,

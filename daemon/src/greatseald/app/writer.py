@@ -114,7 +114,9 @@ class LogWriter:
         clock: Callable[[], float],
         metrics: Metrics,
         on_broken: Callable[[BaseException], None],
+        local: bool = False,
     ) -> None:
+        """Take over the log. `local` says that the store is on this machine's disk, where a lone caller may wait for it."""
         self._store = store
         self._tree = tree
         self._seal = seal
@@ -130,6 +132,7 @@ class LogWriter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = 0
         self._head: SignedHead | None = None
+        self._local = local
         self._rounds = threading.Lock()
         self._round_seconds = 1.0
         self.size = tree.size
@@ -173,7 +176,7 @@ class LogWriter:
         """
         if self.broken:
             raise LogUnavailable(_BROKEN)
-        if self._round_seconds > _FAST_ROUND_SECONDS or not self._rounds.acquire(blocking=False):
+        if not self._local or self._round_seconds > _FAST_ROUND_SECONDS or not self._rounds.acquire(blocking=False):
             return False
         try:
             self._round([work])

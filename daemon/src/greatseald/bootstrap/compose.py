@@ -126,6 +126,7 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
                 clock=time.time,
                 metrics=metrics,
                 on_broken=on_broken,
+                local=settings.store.url.startswith("sqlite:"),
             )
         except BaseException:
             anchor.close()
