@@ -130,6 +130,8 @@ def test_a_wrong_signature_is_never_released_and_halts_its_key(two_tokens: Fault
     auditor = judge(site)
     wrong = [outcome for outcome in auditor.outcomes.values() if outcome["tbs"] == digest.hex()]
     assert [(outcome["res"], outcome.get("sig", "")) for outcome in wrong] == [("failed", "")]
+    listed = site.deployment.client("--json", "audit", "list")
+    assert '"what": "key"' in listed.stdout.replace('":"', '": "'), "the halt stands in the log"
 
 
 def test_a_wrong_signature_in_a_batch_spoils_only_itself_and_what_follows(site: FaultSite) -> None:

@@ -282,7 +282,7 @@ class Signing:
     async def _sign_group(self, call: Call, jobs: list[Job]) -> SignedHead:
         """Sign jobs of one key and algorithm, and commit exactly one outcome for each of their intents."""
         key, algorithm = jobs[0].request.key, jobs[0].request.algorithm
-        began = time.perf_counter()
+        began, halted_before = time.perf_counter(), key.halted
         try:
             await self._ask_token(key, algorithm, jobs)
         except GreatsealError as error:
@@ -291,6 +291,8 @@ class Signing:
             _log.exception("token_fault", token=key.token.name)
             _end_all(jobs, "unknown", InternalFault(f"the token's answer could not be used: {type(error).__name__}"))
         _end_all(jobs, "unknown", OutcomeUnknown(f"token {key.token.name} left the operation without an answer"))
+        if key.halted and not halted_before:
+            await self._log.record_admin("key", key=key.settings.resource_name, state="halted", why=key.halted)
         seconds = time.perf_counter() - began
         self._metrics.token_seconds(key.token.name, len(jobs), seconds)
         dur_us, ts = int(seconds * 1e6), self._records.now()
