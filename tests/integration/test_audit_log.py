@@ -294,7 +294,6 @@ def test_a_broken_store_fails_what_waits_and_is_reported(site: Site, monkeypatch
         monkeypatch.setattr(SqliteStore, "append", fail)
         with pytest.raises(LogUnavailable):
             await log.record_admin("reload")
-        assert not log.healthy
         assert isinstance(site.broken[0], StoreBroken)
         with pytest.raises(GreatsealError):
             await log.record_admin("reload")
@@ -359,7 +358,8 @@ def test_a_store_that_breaks_under_a_lone_caller_ends_the_log_too(site: Site, mo
         monkeypatch.setattr(SqliteStore, "append", fail)
         with pytest.raises(LogUnavailable):
             await log.open_intents([intent(1)], [request(1)], alone=True)
-        assert not log.healthy
+        with pytest.raises(LogUnavailable):
+            log.require_writable()
         assert isinstance(site.broken[0], StoreBroken)
 
     run(site, work)

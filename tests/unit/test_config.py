@@ -131,7 +131,6 @@ def test_a_valid_file_gives_domain_objects_and_absolute_paths(site):
     token = settings.token_settings()[0]
     assert token.state_dir == site / "tokens" / "soft" / "state"
     assert token.host_socket is None
-    assert settings.log.log_id == "log"
 
 
 def test_settings_cannot_be_changed(site):

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from greatseal.signatures import (
     PublicKey,
     algorithms_of,
     check_key_fits,
-    ecdsa_raw_to_der,
     load_public_key,
     spki_der,
     spki_sha256,
@@ -166,28 +165,3 @@ class TestReadingKeys:
     def test_no_bytes_raise_anything_else(self, data: bytes):
         with pytest.raises(PublicKeyInvalid):
             load_public_key(data)
-
-
-class TestRawSignatures:
-    @given(st.integers(1, 2**256 - 1), st.integers(1, 2**256 - 1))
-    def test_halves_of_every_size_become_der(self, r: int, s: int):
-        raw = r.to_bytes(32, "big") + s.to_bytes(32, "big")
-        assert decode_dss_signature(ecdsa_raw_to_der(raw)) == (r, s)
-
-    @given(st.integers(1, 2**384 - 1), st.integers(1, 255))
-    def test_halves_of_48_bytes_too(self, r: int, s: int):
-        raw = r.to_bytes(48, "big") + s.to_bytes(48, "big")
-        assert decode_dss_signature(ecdsa_raw_to_der(raw)) == (r, s)
-
-    def test_a_converted_signature_verifies(self):
-        algorithm = Algorithm.ECDSA_P384_SHA384
-        key, digest = KEYS[algorithm], digest_for(algorithm)
-        r, s = decode_dss_signature(sign_digest(key, algorithm, digest))
-        verify_digest(
-            key.public_key(), algorithm, digest, ecdsa_raw_to_der(r.to_bytes(48, "big") + s.to_bytes(48, "big"))
-        )
-
-    @pytest.mark.parametrize("raw", [b"", b"\1" * 63, b"\1" * 65, b"\1" * 132, b"\0" * 64, b"\1" * 32 + b"\0" * 32])
-    def test_other_lengths_and_zeros_are_refused(self, raw: bytes):
-        with pytest.raises(SignatureInvalid):
-            ecdsa_raw_to_der(raw)

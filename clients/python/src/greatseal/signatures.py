@@ -42,7 +42,6 @@ _RSA: Final[dict[Algorithm, padding.AsymmetricPadding]] = {
     Algorithm.RSA_PKCS1_SHA256: padding.PKCS1v15(),
     Algorithm.RSA_PSS_SHA256: padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32),
 }
-_RAW_SIZES: Final = (64, 96)
 
 
 def load_public_key(data: bytes) -> PublicKey:
@@ -159,28 +158,3 @@ def verify_digest(public_key: PublicKey, algorithm: Algorithm, digest: bytes, si
         SignatureInvalid: the digest has another length, or the signature is not by the key over it.
     """
     Verifier(public_key, algorithm).verify(digest, signature)
-
-
-def ecdsa_raw_to_der(raw: bytes) -> bytes:
-    """Convert r‖s, as PKCS#11 returns ECDSA signatures, to DER (RFC 3279, 2.2.3).
-
-    `raw` is 64 bytes (P-256) or 96 bytes (P-384), halves of equal length, big-endian.
-
-    Raises:
-        SignatureInvalid: another length, or a half is zero.
-    """
-    if len(raw) not in _RAW_SIZES:
-        message = f"a raw ECDSA signature has 64 or 96 bytes, and this one has {len(raw)}"
-        raise SignatureInvalid(message)
-    half = len(raw) // 2
-    r = raw[:half].lstrip(b"\0")
-    s = raw[half:].lstrip(b"\0")
-    if not r or not s:
-        message = "a half of the raw ECDSA signature is zero"
-        raise SignatureInvalid(message)
-    # A DER INTEGER is signed: a leading bit of 1 takes a zero byte in front. All lengths fit one byte.
-    if r[0] & 0x80:
-        r = b"\0" + r
-    if s[0] & 0x80:
-        s = b"\0" + s
-    return b"\x30%c\x02%c%b\x02%c%b" % (len(r) + len(s) + 4, len(r), r, len(s), s)

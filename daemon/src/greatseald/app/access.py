@@ -36,13 +36,6 @@ class _Bucket:
     last: entry_format.Denied | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """An allowance: the ids of the deciding rules and the digest of the whole set."""
-
-    policy: entry_format.Policy
-
-
 class Access:
     """The rules in force and the record of what they refused."""
 
@@ -86,8 +79,8 @@ class Access:
             message = f"this client certificate (serial {caller.serial}) is denied by rule {rule} of the daemon's configuration"
             raise CallerDenylisted(message, policy=rule)
 
-    def decide(self, caller: Caller, action: str, key: str = "", payload_type: str = "") -> Decision:
-        """Return why this is allowed.
+    def decide(self, caller: Caller, action: str, key: str = "", payload_type: str = "") -> entry_format.Policy:
+        """Return what allows this, as the audit log says it.
 
         Raises:
             AccessDenied: nothing allows it.
@@ -99,9 +92,9 @@ class Access:
                 what += f" with payload type {payload_type}"
             message = f"{caller.id} is not allowed {what}: no [[allow]] rule of the daemon's configuration says so"
             raise AccessDenied(message, action=action, client=caller.id)
-        return Decision(entry_format.Policy(ids=ids, set=self._rules.digest))
+        return entry_format.Policy(ids=ids, set=self._rules.digest)
 
-    async def require(self, caller: Caller, peer: str, action: str, key: str = "") -> Decision:
+    async def require(self, caller: Caller, peer: str, action: str, key: str = "") -> entry_format.Policy:
         """Decide about a call that signs nothing, and record a refusal before it is raised.
 
         Raises:

@@ -154,11 +154,11 @@ class Admission:
         if action == SIGN and payload_type != IN_TOTO:
             message = f"the daemon signs only payloads that it can read, of type {IN_TOTO}, not {payload_type[:80]!r}"
             raise PayloadTypeUnknown(message, payload_type=payload_type[:80])
-        decision = self._access.decide(caller, action, name, payload_type if action == SIGN else "")
+        policy = self._access.decide(caller, action, name, payload_type if action == SIGN else "")
         key = self._keys.find(name, version)
         algorithm = key.choose(item.algorithm, now)
         hash_prefix = f"{action}\0{name}\0{algorithm.value}\0{payload_type}\0".encode()
-        return _Way(key, algorithm, decision.policy, key.unready(), hash_prefix)
+        return _Way(key, algorithm, policy, key.unready(), hash_prefix)
 
 
 def action_of(item: SignRequest) -> str:

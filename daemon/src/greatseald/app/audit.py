@@ -85,11 +85,6 @@ class AuditLog:
         """Intents of this boot that have no outcome yet."""
         return self._writer.open_intents
 
-    @property
-    def healthy(self) -> bool:
-        """Whether the log can be written."""
-        return not self._writer.broken
-
     def start(self) -> None:
         """Begin to write, from the running event loop."""
         self._loop = asyncio.get_running_loop()
@@ -165,8 +160,12 @@ class AuditLog:
         return (await self._submit(Work(self._future(), forget_before_ms=int(before * 1000)))).forgotten
 
     def attempts(self, key: RequestKey) -> list[Attempt]:
-        """Return what is on record of a request, first attempt to last. A short read."""
+        """Return what is on record of a request, first attempt to last. Reads the store: not for the event loop."""
         return self._store.attempts(key.caller, key.request_id)
+
+    def recorded(self, index: int) -> bytes:
+        """Return the exact bytes of an entry that an attempt names, whichever front wrote it. Reads the store."""
+        return self._store.entries(index, index + 1)[0]
 
     def entry(self, index: int) -> bytes:
         """Return the exact bytes of one committed entry.

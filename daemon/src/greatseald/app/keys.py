@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from greatseal.algorithms import Algorithm
     from greatseal.signatures import PublicKey
+    from greatseald.app.audit import AuditLog
     from greatseald.domain.keys import KeySettings
     from greatseald.ports.tokens import Token, TokenKey
 
@@ -53,6 +54,7 @@ class SigningKey:
     algorithms: tuple[Algorithm, ...] = ()
     verifiers: dict[Algorithm, Verifier] = field(default_factory=dict)
     halted: str = ""
+    halt_recorded: bool = False
     missing: GreatsealError | None = None
     valid_from: datetime | None = None
     valid_until: datetime | None = None
@@ -166,6 +168,13 @@ class SigningKey:
             )
 
 
+async def record_halt(log: AuditLog, key: SigningKey) -> None:
+    """Commit the `admin` entry of a key that was halted, once for each halt."""
+    if key.halted and not key.halt_recorded:
+        key.halt_recorded = True
+        await log.record_admin("key", key=key.settings.resource_name, state="halted", why=key.halted)
+
+
 @dataclass(slots=True)
 class KeyRing:
     """Every configured key by its bare name."""
@@ -211,9 +220,12 @@ class KeyRing:
             key.check_certificate()
         return notes
 
-    async def read_token(self, token: Token) -> None:
-        """Look up every key of a token that is up. Called whenever one comes up."""
-        await asyncio.gather(*(self._read(key) for key in self.keys.values() if key.token is token))
+    async def read_token(self, token: Token, log: AuditLog) -> None:
+        """Look up every key of a token that is up, and record those that this halted. Called whenever one comes up."""
+        keys = [key for key in self.keys.values() if key.token is token]
+        await asyncio.gather(*(self._read(key) for key in keys))
+        for key in keys:
+            await record_halt(log, key)
 
     async def _read(self, key: SigningKey) -> None:
         try:

@@ -24,11 +24,13 @@ import structlog
 from greatseal.errors import VerificationFailed
 from greatseald.app.admission import Admitted, SignRequest, action_of
 from greatseald.app.job import Call, Job
+from greatseald.app.keys import record_halt
 from greatseald.app.records import Records
 from greatseald.domain.errors import (
     GreatsealError,
     InternalFault,
     KeyHalted,
+    LogUnavailable,
     OutcomeUnknown,
     Overloaded,
     Refusal,
@@ -197,11 +199,11 @@ class Signing:
 
     async def _open(self, call: Call) -> list[Job]:
         """Commit the intents; settle those that are on record already. Returns the jobs to sign."""
-        pending = []
+        unwritable = self._unwritable()
         for job in call.jobs:
-            job.error = job.request.unready or self._unwritable()
-            if job.error is None or self._take_up(job):
-                pending.append(job)
+            job.error = job.request.unready or unwritable
+        await self._take_up([job for job in call.jobs if job.error is not None])
+        pending = [job for job in call.jobs if job.error is None and not job.replayed]
         opened: list[Job] = []
         for _ in range(_MAX_ATTEMPT_ROUNDS):
             if not pending:
@@ -218,7 +220,7 @@ class Signing:
                 else:
                     job.intent_index, job.leaf_hash = place
                     opened.append(job)
-            pending = [job for job in known if self._take_up(job)]
+            pending = await self._take_up(known)
         for job in pending:
             job.error = RequestInFlight(f"request {job.request.request_id} is being worked on by another front")
         return opened
@@ -230,7 +232,22 @@ class Signing:
             return error
         return None
 
-    def _take_up(self, job: Job) -> bool:
+    async def _take_up(self, jobs: list[Job]) -> list[Job]:
+        """Settle jobs by what is on record of their requests; return those that may open a further attempt now."""
+        if not jobs:
+            return []
+        return await asyncio.to_thread(lambda: [job for job in jobs if self._settle(job)])
+
+    def _settle(self, job: Job) -> bool:
+        """Look a job up; a record that cannot be read ends this job alone, since others of its call may have intents."""
+        try:
+            return self._look_up(job)
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.error("record_unreadable", request_id=job.request.request_id, exc_info=error)
+            job.error = LogUnavailable(f"what is on record of request {job.request.request_id} cannot be read now")
+            return False
+
+    def _look_up(self, job: Job) -> bool:
         """Read what is on record of a job's request. True if a further attempt may be opened now."""
         request = job.request
         attempts = self._log.attempts(request.scope)
@@ -242,7 +259,7 @@ class Signing:
         elif last.outcome is None:
             job.error = RequestInFlight(f"request {request.request_id} is being worked on by another front")
         else:
-            outcome = self._log.entry(last.outcome)
+            outcome = self._log.recorded(last.outcome)
             recorded = msgspec.json.decode(outcome, type=_RecordedOutcome)
             if recorded.res != "signed":
                 request.open_attempt(last.attempt + 1)
@@ -257,15 +274,15 @@ class Signing:
         try:
             key.verifiers[job.request.algorithm].verify(job.request.tbs, signature)
         except VerificationFailed:
-            job.error = KeyHalted(
-                f"the signature on record for request {job.request.request_id} does not verify with the key that "
-                f"{key.settings.resource_name} is now: it was made by another version of the key",
-                key=key.settings.resource_name,
+            job.error = RequestIdReused(
+                f"request id {job.request.request_id} was answered with a signature that {key.settings.resource_name} "
+                "did not make as it is now: its token holds another key than then. Ask under another id",
+                request_id=job.request.request_id,
             )
             return
         job.error = None
         job.replayed = True
-        job.intent_index, job.intent_entry = intent, self._log.entry(intent)
+        job.intent_index, job.intent_entry = intent, self._log.recorded(intent)
         job.outcome_index, job.outcome_entry = outcome, entry
         job.signature, job.result = signature, "signed"
 
@@ -282,17 +299,17 @@ class Signing:
     async def _sign_group(self, call: Call, jobs: list[Job]) -> SignedHead:
         """Sign jobs of one key and algorithm, and commit exactly one outcome for each of their intents."""
         key, algorithm = jobs[0].request.key, jobs[0].request.algorithm
-        began, halted_before = time.perf_counter(), key.halted
+        began = time.perf_counter()
         try:
             await self._ask_token(key, algorithm, jobs)
         except GreatsealError as error:
             _end_all(jobs, "aborted", error)
         except Exception as error:  # noqa: BLE001 - whatever it is, every intent gets its outcome
-            _log.exception("token_fault", token=key.token.name)
-            _end_all(jobs, "unknown", InternalFault(f"the token's answer could not be used: {type(error).__name__}"))
+            fault = InternalFault.of("the token's answer could not be used")
+            _log.error("token_fault", token=key.token.name, exc_info=error, **fault.metadata)
+            _end_all(jobs, "unknown", fault)
         _end_all(jobs, "unknown", OutcomeUnknown(f"token {key.token.name} left the operation without an answer"))
-        if key.halted and not halted_before:
-            await self._log.record_admin("key", key=key.settings.resource_name, state="halted", why=key.halted)
+        await record_halt(self._log, key)
         seconds = time.perf_counter() - began
         self._metrics.token_seconds(key.token.name, len(jobs), seconds)
         dur_us, ts = int(seconds * 1e6), self._records.now()

@@ -79,9 +79,9 @@ class TokenWatch:
             self._record(name, state, detail)
 
     def _read_keys(self, name: str) -> None:
-        if self._keys is None:
+        if self._keys is None or self._audit is None:
             return
-        task = asyncio.get_running_loop().create_task(_read_keys(self._keys, self.tokens[name]))
+        task = asyncio.get_running_loop().create_task(_read_keys(self._keys, self.tokens[name], self._audit))
         self._reading.add(task)
         task.add_done_callback(self._reading.discard)
 
@@ -90,9 +90,9 @@ class TokenWatch:
             self._spawn(_record(self._audit, name, state, detail[:_MAX_DETAIL]))
 
 
-async def _read_keys(keys: KeyRing, token: SupervisedToken) -> None:
+async def _read_keys(keys: KeyRing, token: SupervisedToken, audit: AuditLog) -> None:
     try:
-        await keys.read_token(token)
+        await keys.read_token(token, audit)
     except Exception:  # noqa: BLE001
         # One key that nobody foresaw must not keep the others from signing; it stays unavailable.
         _log.exception("keys_not_read", token=token.name)

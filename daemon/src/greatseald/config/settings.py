@@ -193,11 +193,6 @@ class LogSettings(Table):
     reserve_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 256 * MIB
     request_retention_days: Annotated[int, Field(ge=1, le=36_500)] = 30
 
-    @property
-    def log_id(self) -> str:
-        """The last part of the origin: `{log}` in the resource name `logs/{log}`."""
-        return self.origin.rsplit("/", 1)[1]
-
 
 class TokenTable(Table):
     """One `[[tokens]]`: a token, the module that reaches it, and its host."""

@@ -19,6 +19,7 @@ only `rpc/errors.py` knows.
 
 from __future__ import annotations
 
+import secrets
 from typing import ClassVar
 
 
@@ -208,3 +209,10 @@ class InternalFault(Failure):
     """A fault of the daemon itself; metadata `correlation_id` finds it in the daemon's own log."""
 
     reason = "INTERNAL_FAULT"
+
+    @classmethod
+    def of(cls, what: str) -> InternalFault:
+        """Make one with a correlation id of its own; whoever does logs the cause under the same metadata."""
+        correlation_id = secrets.token_hex(8)
+        message = f"{what}: the daemon's operator finds the details in its log under {correlation_id}"
+        return cls(message, correlation_id=correlation_id)

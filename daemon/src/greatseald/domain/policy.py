@@ -21,7 +21,6 @@ SIGN: Final = "sign"
 SIGN_BLIND: Final = "signBlind"
 READ_KEYS: Final = "readKeys"
 READ_AUDIT: Final = "readAudit"
-WHO_AM_I: Final = "whoAmI"
 
 ACTIONS: Final = (SIGN, SIGN_BLIND, READ_KEYS, READ_AUDIT)
 """The actions that a rule can allow."""

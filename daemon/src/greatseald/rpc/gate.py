@@ -11,7 +11,6 @@ any other, and so that one call costs one coroutine and no task.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -315,17 +314,16 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: GreatsealEr
 
 
 def _fault(error: Exception, method: str, call: Call | None) -> InternalFault:
-    correlation_id = secrets.token_hex(8)
+    fault = InternalFault.of("a fault of the daemon")
     _log.error(
         "internal_fault",
-        correlation_id=correlation_id,
         method=method,
         client=call.caller.id if call else "",
         peer=call.peer if call else "",
         exc_info=error,
+        **fault.metadata,
     )
-    message = f"a fault of the daemon: its operator finds the details in its log under {correlation_id}"
-    return InternalFault(message, correlation_id=correlation_id)
+    return fault
 
 
 def _peer(text: str) -> str:

@@ -272,7 +272,13 @@ class Engine:
                     if item.taken == len(item.operations):
                         self._work.popleft()
                     return item, portion
-            self._keep_alive(number)
+                self._busy += 1  # so that nobody borrows the session meanwhile
+            try:
+                self._keep_alive(number)
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
 
     def _is_lent(self, number: int) -> bool:
         """Whether another thread works with this thread's session just now."""
