@@ -75,3 +75,29 @@ def test_a_front_that_died_comes_back_to_what_the_other_wrote(fronts: list[Deplo
     found = json.loads(verified.stdout)
     assert found["open_intents"] == []
     assert found["counts"]["outcome signed"] == 60, "a front tells what the other wrote, not only what it knows itself"
+
+
+def test_what_one_front_signed_the_other_gives_again(fronts: list[Deployment]) -> None:
+    first, second = fronts
+    second.stop()
+    # The same token for both, as a network HSM would be.
+    (second.directory / "tokens/soft/pin").write_bytes((first.directory / "tokens/soft/pin").read_bytes())
+    shared = first.directory / "tokens/soft/softhsm2.conf"
+    second.edit(r"^environment = .*$", f'environment = {{ SOFTHSM2_CONF = "{shared}" }}')
+    second.start()
+    request_id, digest = greatseal.new_request_id(), hashlib.sha256(b"once").digest()
+    with greatseal.Client.from_profile(first.profile) as one, greatseal.Client.from_profile(second.profile) as other:
+        made = one.sign_digest("keys/scratch", digest, request_id=request_id)
+        again = other.sign_digest("keys/scratch", digest, request_id=request_id)
+        assert (again.signature, again.replayed) == (made.signature, True)
+        with pytest.raises(greatseal.RequestIdReused):
+            other.sign_digest("keys/scratch", hashlib.sha256(b"twice").digest(), request_id=request_id)
+
+
+def test_a_signature_by_a_key_that_was_replaced_is_not_given_again(fronts: list[Deployment]) -> None:
+    first, second = fronts
+    request_id, digest = greatseal.new_request_id(), hashlib.sha256(b"once").digest()
+    with greatseal.Client.from_profile(first.profile) as one, greatseal.Client.from_profile(second.profile) as other:
+        one.sign_digest("keys/scratch", digest, request_id=request_id)
+        with pytest.raises(greatseal.RequestIdReused, match="another key"):
+            other.sign_digest("keys/scratch", digest, request_id=request_id)
