@@ -202,23 +202,21 @@ class KeyRing:
         return key
 
     def update(self, settings: Iterable[KeySettings]) -> list[str]:
-        """Take what a reload may change of keys: certificate chains, algorithms, predicate types.
+        """Take what a reload may change of a key: its certificate chain and predicate types. Returns `keys/{key}` of those.
 
-        Returns a sentence for each change that waits for a restart.
+        A key that is new, gone, or of another token, object or algorithm waits for a restart.
         """
-        wanted = {each.name: each for each in settings}
-        notes = [
-            f"keys/{name} was {'added' if name in wanted else 'removed'}: this takes effect at the next start"
-            for name in sorted(wanted.keys() ^ self.keys.keys())
-        ]
-        for name in sorted(wanted.keys() & self.keys.keys()):
-            key, new = self.keys[name], wanted[name]
-            if (new.token, new.uri) != (key.settings.token, key.settings.uri):
-                notes.append(f"keys/{name} refers to another token or object: this takes effect at the next start")
+        changed = []
+        for new in settings:
+            key = self.keys.get(new.name)
+            if key is None or new == key.settings:
+                continue
+            if (new.token, new.uri, new.algorithms) != (key.settings.token, key.settings.uri, key.settings.algorithms):
                 continue
             key.settings = new
             key.check_certificate()
-        return notes
+            changed.append(new.resource_name)
+        return changed
 
     async def read_token(self, token: Token, log: AuditLog) -> None:
         """Look up every key of a token that is up, and record those that this halted. Called whenever one comes up."""

@@ -55,6 +55,7 @@ class Reloader:
 
         Raises:
             ArgumentInvalid: the file has problems; the old settings stay in force, the log has each problem.
+            LogUnavailable: the reload cannot be recorded; the old settings stay in force.
         """
         async with self._one_at_a_time:
             try:
@@ -68,23 +69,23 @@ class Reloader:
                     + "; ".join(map(str, error.problems)),
                     problems=str(len(error.problems)),
                 ) from error
-            notes = self._apply(fresh)
             waiting = pending_changes(self._started_with.canonical(), fresh.canonical())
+            # Recorded first: a rule that allows more must not hold before the log says so. A revocation
+            # waits no longer than any signature would, since none is made without the log.
+            try:
+                await self._log.record_admin(
+                    "reload", config_sha256=fresh.digest(), rules_sha256=fresh.rules().digest, waiting=waiting[:50]
+                )
+            except GreatsealError as error:
+                self._metrics.reloaded("refused")
+                _log.error("reload_refused", problem=error.message, kept="the settings in force")
+                raise
+            notes = self._apply(fresh)
             notes += [f"{key} has changed and waits for a restart" for key in waiting]
             self._metrics.reloaded("ok")
             for warning in fresh.warnings:
                 _log.warning("configuration", warning=warning)
             _log.info("reloaded", notes=notes)
-            try:
-                await self._log.record_admin(
-                    "reload",
-                    config_sha256=fresh.digest(),
-                    rules_sha256=self._core.access.rules.digest,
-                    waiting=waiting[:50],
-                )
-            except GreatsealError as error:
-                # The rules hold all the same: a revocation must not wait for a disk.
-                _log.error("reload_not_recorded", why=error.message)
             return notes
 
     def _apply(self, fresh: Settings) -> list[str]:
@@ -97,18 +98,10 @@ class Reloader:
         notes.append(f"log_level is {fresh.server.log_level}")
         why = self._certificates.reload(fresh.server)
         notes.append(f"the certificates in force are kept: {why}" if why else "the certificates were read again")
-        for settings in fresh.key_settings():
-            key = self._core.keys.keys.get(settings.name)
-            if key is None or (settings.token, settings.uri, settings.algorithms) != (
-                key.settings.token,
-                key.settings.uri,
-                key.settings.algorithms,
-            ):
-                continue  # pending_changes names it
-            if settings != key.settings:
-                key.settings = settings
-                key.check_certificate()
-                notes.append(f"{settings.resource_name} has its new certificates and predicate types")
+        notes += [
+            f"{name} has its new certificates and predicate types"
+            for name in self._core.keys.update(fresh.key_settings())
+        ]
         return notes
 
 
