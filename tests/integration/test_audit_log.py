@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -361,5 +361,47 @@ def test_a_store_that_breaks_under_a_lone_caller_ends_the_log_too(site: Site, mo
         with pytest.raises(LogUnavailable):
             log.require_writable()
         assert isinstance(site.broken[0], StoreBroken)
+
+    run(site, work)
+
+
+def commits(database: Path) -> int:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return int(connection.execute("SELECT count(*) FROM commits").fetchone()[0])
+
+
+def test_callers_at_once_share_a_commit(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        await settle(log)
+        before = commits(site.database)
+        placed = await asyncio.gather(*(log.open_intents([intent(n)], [request(n)]) for n in range(40)))
+        assert len({place.place for (place,) in placed if place is not None}) == 40
+        # One for all on a fast disk; on a slow one the first, and one for those that came while it was written.
+        assert commits(site.database) - before <= 10
+
+    run(site, work)
+
+
+def test_a_store_that_breaks_fails_everybody_of_the_round(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        message = "injected"
+        raise StoreBroken(message)
+
+    async def work(log: AuditLog) -> None:
+        await settle(log)
+        monkeypatch.setattr(SqliteStore, "append", fail)
+        calls = [log.open_intents([intent(n)], [request(n)]) for n in range(5)]
+        assert {type(error) for error in await asyncio.gather(*calls, return_exceptions=True)} == {LogUnavailable}
+
+    run(site, work)
+
+
+def test_what_waits_for_a_round_is_written_by_a_stop(site: Site) -> None:
+    async def work(log: AuditLog) -> None:
+        await settle(log)
+        calls = [asyncio.create_task(log.open_intents([intent(n)], [request(n)])) for n in range(5)]
+        await asyncio.sleep(0)
+        log.stop()
+        assert [place is not None for (place,) in await asyncio.gather(*calls)] == [True] * 5
 
     run(site, work)

@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from greatseald.app.gathering import Gathering
 from greatseald.app.writer import ABSENT, SignedHead, Work
 from greatseald.domain import entries as entry_format
 from greatseald.domain.errors import ArgumentInvalid, DiskReserveReached, EntryNotFound, LogUnavailable
@@ -62,6 +63,7 @@ class AuditLog:
         clock: Callable[[], float],
     ) -> None:
         self._writer = writer
+        self._gathering = Gathering(writer)
         self._store = store
         self._tree = tree
         self._reserve = reserve
@@ -92,6 +94,7 @@ class AuditLog:
 
     def stop(self) -> None:
         """Write what is queued and end the writer's thread. Blocks."""
+        self._gathering.hand_over()
         self._writer.stop()
 
     def require_writable(self) -> None:
@@ -114,12 +117,12 @@ class AuditLog:
     ) -> list[Placed | None]:
         """Commit intents and their fences; None where the attempt is on record already.
 
-        `alone` says that nothing else is under way, so that nobody minds if the event loop waits for the disk.
+        `alone` says that nothing else is under way (`gathering.py`).
 
         Raises:
             LogUnavailable: the log broke; whether they are on disk is for recovery to say.
         """
-        done = await self._submit(Work(self._future(), entries, requests), alone=alone)
+        done = await self._gathering.submit(Work(self._future(), entries, requests), alone=alone)
         return [
             None if index == ABSENT else Placed(index, leaf)
             for index, leaf in zip(done.indexes, done.leaves, strict=True)
@@ -133,15 +136,15 @@ class AuditLog:
         `alone` is as in `open_intents`.
         """
         work = Work(self._future(), entries, closes=intents, prove=list(also), released=True)
-        return _proven(await self._submit(work, alone=alone))
+        return _proven(await self._gathering.submit(work, alone=alone))
 
     async def prove(self, pairs: Sequence[tuple[int, int]]) -> Proven:
         """Prove pairs of committed entries (intent, outcome) under the newest checkpoint."""
-        return _proven(await self._submit(Work(self._future(), prove=list(pairs), released=True)))
+        return _proven(await self._gathering.submit(Work(self._future(), prove=list(pairs), released=True)))
 
     async def record(self, entry: entry_format.Entry) -> int:
         """Commit an entry that opens and closes nothing; return its index."""
-        done = await self._submit(Work(self._future(), [entry_format.encode(entry)]))
+        done = await self._gathering.submit(Work(self._future(), [entry_format.encode(entry)]))
         return done.indexes[0]
 
     async def record_admin(self, what: str, **info: str | int | list[str]) -> int:
@@ -157,7 +160,7 @@ class AuditLog:
 
     async def forget_requests(self, before: float) -> int:
         """Forget request ids older than `before` (Unix seconds), a bounded number; return how many."""
-        return (await self._submit(Work(self._future(), forget_before_ms=int(before * 1000)))).forgotten
+        return (await self._gathering.submit(Work(self._future(), forget_before_ms=int(before * 1000)))).forgotten
 
     def attempts(self, key: RequestKey) -> list[Attempt]:
         """Return what is on record of a request, first attempt to last. Reads the store: not for the event loop."""
@@ -217,12 +220,6 @@ class AuditLog:
     def _future(self) -> asyncio.Future[Work]:
         assert self._loop is not None  # noqa: S101 - start() set it
         return self._loop.create_future()
-
-    async def _submit(self, work: Work, *, alone: bool = False) -> Work:
-        if alone and self._writer.run_here(work):
-            return work
-        self._writer.submit(work)
-        return await work.future
 
 
 def _proven(work: Work) -> Proven:

@@ -5,9 +5,9 @@ within a round is the log's promise: commit, then sign the checkpoint, then adva
 hand the results over. Nothing uncommitted is ever signed, and nothing is released that the anchor
 does not know.
 
-The thread owns the tree and is the only caller of `Store.append`, with one exception: for a caller who
-is alone, on a disk that was fast so far, the round is run where it is asked for, because handing it to
-a thread and back takes as long as the commit itself. A lock keeps rounds apart. The thread hands over
+The thread owns the tree and is the only caller of `Store.append`, with one exception: on a local disk
+that was fast so far, a small round is run on the event loop (`gathering.py`), because handing it to a
+thread and back takes as long as the commit itself. A lock keeps rounds apart. The thread hands over
 to the event loop once a round. Any exception here ends the daemon: a log that cannot be written stops
 everything.
 """
@@ -53,7 +53,10 @@ _MAX_ROUND_ENTRIES: Final = 4096
 """Bounds the memory and the pause of one commit; what is over goes into the next."""
 
 _FAST_ROUND_SECONDS: Final = 0.0015
-"""A round that takes no longer, on average, may hold up the event loop when nothing else is under way."""
+"""Rounds that take no longer on average, but for their entries' own cost, may hold up the event loop."""
+
+_ENTRY_SECONDS: Final = 20e-6
+"""What an entry costs in a round, beyond the round itself."""
 
 FORGET_AT_ONCE: Final = 1000
 """Requests forgotten in one round: few enough that nobody waits for it."""
@@ -97,6 +100,16 @@ class Work:
     head: SignedHead | None = None
     proofs: list[tuple[bytes, bytes]] = field(default_factory=list)
 
+    def finish(self) -> None:
+        """Tell whoever waits that it is written."""
+        if not self.future.done():
+            self.future.set_result(self)
+
+    def fail(self, error: LogUnavailable) -> None:
+        """Tell whoever waits that it may not be."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 class LogWriter:
     """Owns the tree, the store's write side and the log's key."""
@@ -116,7 +129,7 @@ class LogWriter:
         on_broken: Callable[[BaseException], None],
         local: bool = False,
     ) -> None:
-        """Take over the log. `local` says that the store is on this machine's disk, where a lone caller may wait for it."""
+        """Take over the log. `local` says that the store is on this machine's disk, where the event loop may wait for it."""
         self._store = store
         self._tree = tree
         self._seal = seal
@@ -144,6 +157,11 @@ class LogWriter:
         """Intents of this boot that have no outcome yet."""
         return self._open
 
+    @property
+    def fast(self) -> bool:
+        """Whether the event loop may wait for a small round itself."""
+        return self._local and self._round_seconds <= _FAST_ROUND_SECONDS
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to write; results are handed over on `loop`."""
         self._loop = loop
@@ -165,21 +183,20 @@ class LogWriter:
             raise LogUnavailable(_BROKEN)
         self._queue.put(work)
 
-    def run_here(self, work: Work) -> bool:
-        """Run the round of this work alone on the caller's thread, if that is as fast; whether it was done.
+    def run_here(self, works: list[Work]) -> bool:
+        """Run a round on the caller's thread, if the log is fast and nobody else is writing; whether it was done.
 
-        The work is then complete, and its future untouched. For a caller on the event loop that knows
-        that nobody else is waiting.
+        The works are then complete, and their futures untouched.
 
         Raises:
             LogUnavailable: the log is broken.
         """
         if self.broken:
             raise LogUnavailable(_BROKEN)
-        if not self._local or self._round_seconds > _FAST_ROUND_SECONDS or not self._rounds.acquire(blocking=False):
+        if not self.fast or not self._rounds.acquire(blocking=False):
             return False
         try:
-            self._round([work])
+            self._round(works)
         except BaseException as error:
             self.broken = True
             self._on_broken(error)
@@ -234,7 +251,7 @@ class LogWriter:
                 work.forgotten = self._store.forget_requests(work.forget_before_ms, FORGET_AT_ONCE)
         if count:
             seconds = time.perf_counter() - started
-            self._round_seconds += (seconds - self._round_seconds) / 8
+            self._round_seconds += (seconds - count * _ENTRY_SECONDS - self._round_seconds) / 8
             self._metrics.committed(count, seconds)
             self._metrics.log_size(self.size, self._open)
 
@@ -356,14 +373,12 @@ _BROKEN: Final = "the audit log cannot be written, so nothing is signed; the dae
 
 def _deliver(works: list[Work]) -> None:
     for work in works:
-        if not work.future.done():
-            work.future.set_result(work)
+        work.finish()
 
 
 def _refuse(works: list[Work]) -> None:
     for work in works:
-        if not work.future.done():
-            work.future.set_exception(LogUnavailable(_BROKEN))
+        work.fail(LogUnavailable(_BROKEN))
 
 
 def _refuse_closed(works: list[Work], lost: set[int]) -> None:
