@@ -6,6 +6,7 @@ verification before release, anchor, metrics. The bare sides use the very same t
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Site:
         self.directory = self.deployment.directory
         self.pki = self.directory / "pki"
         self._soft = self.directory / "tokens" / "soft"
+        self._device = self.directory / "tokens" / "device"
         self._shim = pkcs11_shim.Shim(
             directory / "device",
             delay_ms=DEVICE_DELAY_MS,
@@ -114,8 +116,14 @@ class Site:
     # -- keys
 
     def _token_env(self, device: bool) -> dict[str, str]:
-        own = {"SOFTHSM2_CONF": str(self._soft / "softhsm2.conf")}
+        own = {"SOFTHSM2_CONF": str((self._device if device else self._soft) / "softhsm2.conf")}
         return {**own, **self._shim.environment} if device else own
+
+    def _copy_token(self) -> None:
+        """Give the device a token directory of its own: two processes that open one of SoftHSM's at once may fail."""
+        shutil.copytree(self._soft, self._device)
+        conf = self._device / "softhsm2.conf"
+        conf.write_text(conf.read_text().replace(str(self._soft), str(self._device)))
 
     def _existing(self, name: str) -> BenchKey:
         pem = (self.directory / "keys" / f"{name}.pem").read_text()
@@ -139,11 +147,11 @@ class Site:
         tables = [
             (
                 f'[[tokens]]\nname = "device"\ntype = "pkcs11"\nuri = "pkcs11:token=greatseal"\n'
-                f'module = "{self._shim.module}"\nenvironment = {{ {environment} }}\npin_file = "tokens/soft/pin"\n'
+                f'module = "{self._shim.module}"\nenvironment = {{ {environment} }}\npin_file = "tokens/device/pin"\n'
                 f'sessions = {DEVICE_SESSIONS}\nlockout = "none"\n'
             )
         ]
-        (self.directory / "tokens" / "device" / "state").mkdir(parents=True, mode=0o700)
+        self._copy_token()
         for key in self.keys.values():
             if key.name != "scratch":
                 token = "device" if key.device else "soft"
