@@ -23,6 +23,7 @@ TABLES = {
     "[[keys]]": settings.KeyTable,
     "[[allow]]": settings.AllowTable,
     "[[deny]]": settings.DenyTable,
+    "[[outbox]]": settings.OutboxTable,
 }
 
 

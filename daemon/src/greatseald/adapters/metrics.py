@@ -132,6 +132,30 @@ class PrometheusMetrics:
         self._anchor_failures = Counter(
             "greatseald_anchor_failures", "Times the anchor could not be advanced; signing went on.", registry=registry
         )
+        self._outbox_delivered = Counter(
+            "greatseald_outbox_delivered_entries",
+            "Entries that a sink of the outbox has taken; those delivered twice count twice.",
+            ["outbox"],
+            registry=registry,
+        )
+        self._outbox_behind = Gauge(
+            "greatseald_outbox_behind_entries",
+            "Entries of the log that a sink has not taken yet; grows while the sink is dead.",
+            ["outbox"],
+            registry=registry,
+        )
+        self._outbox_failures = Counter(
+            "greatseald_outbox_failures",
+            "Deliveries that a sink did not take; each is tried again.",
+            ["outbox"],
+            registry=registry,
+        )
+        self._outbox_failing = Gauge(
+            "greatseald_outbox_failing",
+            "1 while the last delivery of a sink has failed: alarm on it.",
+            ["outbox"],
+            registry=registry,
+        )
         self._calls = _Seconds(
             registry, "greatseald_rpc_seconds", "Calls of the API by method and status code.", ("method", "code")
         )
@@ -207,3 +231,18 @@ class PrometheusMetrics:
 
     def anchor_failed(self) -> None:
         self._anchor_failures.inc()
+
+    def watch_outbox(self, outbox: str, behind: Callable[[], float]) -> None:
+        """Ask `behind` at each scrape; the other series of the outbox are there from the start."""
+        self._outbox_behind.labels(outbox).set_function(behind)
+        self._outbox_delivered.labels(outbox).inc(0)
+        self._outbox_failures.labels(outbox).inc(0)
+        self._outbox_failing.labels(outbox).set(0)
+
+    def outbox_delivered(self, outbox: str, entries: int) -> None:
+        self._outbox_delivered.labels(outbox).inc(entries)
+        self._outbox_failing.labels(outbox).set(0)
+
+    def outbox_failed(self, outbox: str) -> None:
+        self._outbox_failures.labels(outbox).inc()
+        self._outbox_failing.labels(outbox).set(1)

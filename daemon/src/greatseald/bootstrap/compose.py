@@ -6,6 +6,7 @@ log, because nothing may be served over a log that is not ours; then everything 
 
 from __future__ import annotations
 
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,16 +22,19 @@ from greatseald.adapters.anchor import FileAnchor
 from greatseald.adapters.authn.certificate import CertificateReader
 from greatseald.adapters.disk import DiskReserve
 from greatseald.adapters.metrics import PrometheusMetrics
+from greatseald.adapters.sinks.cursor import FileCursor
+from greatseald.adapters.sinks.opening import FORMATS, open_sink
 from greatseald.adapters.store.opening import open_store, sqlite_path
 from greatseald.adapters.tokens.uris import parse_uri
 from greatseald.app.access import Access
 from greatseald.app.admission import Admission
 from greatseald.app.audit import AuditLog
 from greatseald.app.keys import KeyRing
+from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import advance_anchor, check_anchor, close_dead_intents, open_tree
 from greatseald.app.sign import Signing
 from greatseald.app.writer import LogWriter
-from greatseald.config import Settings, load, read_head_mac_key, read_log_key
+from greatseald.config import FileProblem, Settings, load, read_head_mac_key, read_log_key
 from greatseald.domain.heads import HeadSeal
 from greatseald.ports.store import Store
 from greatseald.ports.tokens import Token
@@ -183,6 +187,36 @@ def build_methods(core: Core, log: AuditLog, gate: Gate, health: HealthService, 
         **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
         **health.handlers(gate),
     }
+
+
+def build_outboxes(settings: Settings, log: AuditLog, metrics: PrometheusMetrics) -> list[Outbox]:
+    """Return an outbox for each table, ready to run.
+
+    Raises:
+        SinkError: a cursor cannot be used.
+        FileProblem: a certificate, key or header cannot be used.
+    """
+    outboxes = []
+    for table in settings.outbox:
+        assert table.cursor is not None  # noqa: S101 - the loader resolved it
+        try:
+            sink = open_sink(table, log.origin)
+        except (ssl.SSLError, OSError) as error:
+            message = f"names certificates that cannot be used for {table.name}: {error}"
+            raise FileProblem(message) from error
+        outbox = Outbox(
+            name=table.name,
+            sink=sink,
+            cursor=FileCursor(table.cursor),
+            format_entry=FORMATS[table.format](log.origin),
+            log=log,
+            metrics=metrics,
+            types=table.types,
+            batch=table.batch,
+        )
+        outbox.begin()
+        outboxes.append(outbox)
+    return outboxes
 
 
 def _reserve(settings: Settings) -> DiskReserve:

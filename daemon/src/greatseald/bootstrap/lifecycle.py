@@ -26,6 +26,7 @@ from greatseald.adapters import logs
 from greatseald.adapters.metrics import CONTENT_TYPE, PrometheusMetrics
 from greatseald.adapters.status_http import StatusServer
 from greatseald.app.housekeeping import keep_house
+from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import LogRefused
 from greatseald.bootstrap import compose
 from greatseald.bootstrap.process import die, forbid_core_dumps
@@ -34,6 +35,7 @@ from greatseald.bootstrap.tokens import TokenWatch
 from greatseald.config import FileProblem, Settings, split_endpoint
 from greatseald.domain.errors import ArgumentInvalid, GreatsealError
 from greatseald.ports.anchor import AnchorError
+from greatseald.ports.sinks import SinkError
 from greatseald.ports.store import StoreError
 from greatseald.rpc.admin import AdminService
 from greatseald.rpc.gate import Gate
@@ -81,19 +83,13 @@ class _Daemon:
         self.stopping = asyncio.Event()
         self.stop_reason = ""
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.outboxes: list[asyncio.Task[Any]] = []
         self.why_not_serving = "starting"
 
     async def run(self) -> int:
         """Start, serve until told to stop, end."""
         settings = self.settings
-        try:
-            private_directory(settings.server.run_dir)
-            certificates = ServerCertificates(settings.server)
-            opened = compose.open_log(settings, self.metrics, self._log_broke)
-        except LogRefused as error:
-            raise StartRefused(6, str(error)) from error
-        except (StoreError, AnchorError, CannotListenError, FileProblem) as error:
-            raise StartRefused(5, str(error)) from error
+        certificates, opened, outboxes = self._open()
         self._remove_addresses()  # what a killed daemon left would lead clients astray
         log = opened.log
         watch = TokenWatch(settings, self.metrics, self._token_broke)
@@ -126,6 +122,7 @@ class _Daemon:
         except CannotListenError as error:
             die(f"cannot start: {error}", exit_code=5)
         self._spawn(keep_house(core.access, log, request_retention_days=settings.log.request_retention_days))
+        self.outboxes = [self._spawn(outbox.run()) for outbox in outboxes]
         if not self.stopping.is_set():
             self._check_health(opened)
             self._spawn(self._watch_health(opened))
@@ -146,6 +143,22 @@ class _Daemon:
         return 0
 
     # ------------------------------------------------------------------------------------ start
+
+    def _open(self) -> tuple[ServerCertificates, compose.OpenLog, list[Outbox]]:
+        settings = self.settings
+        try:
+            private_directory(settings.server.run_dir)
+            certificates = ServerCertificates(settings.server)
+            opened = compose.open_log(settings, self.metrics, self._log_broke)
+        except LogRefused as error:
+            raise StartRefused(6, str(error)) from error
+        except (StoreError, AnchorError, CannotListenError, FileProblem) as error:
+            raise StartRefused(5, str(error)) from error
+        try:
+            return certificates, opened, compose.build_outboxes(settings, opened.log, self.metrics)
+        except (SinkError, FileProblem) as error:
+            opened.close()
+            raise StartRefused(5, str(error)) from error
 
     async def _record_start(self, opened: compose.OpenLog, address: str) -> None:
         info: dict[str, str | int] = {
@@ -213,11 +226,12 @@ class _Daemon:
         else:
             step.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something in the background whose failure ends the daemon: a silent gap is worse than a restart."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
@@ -298,6 +312,9 @@ class _Daemon:
             await opened.log.checkpoint()  # so that the anchor knows of the last entry: a log cut there is refused
         except GreatsealError as error:
             _log.error("stop_not_recorded", why=error.message)
+        for outbox in self.outboxes:
+            outbox.cancel()  # what it has not delivered, the next start delivers
+        await asyncio.gather(*self.outboxes, return_exceptions=True)
         await asyncio.to_thread(opened.log.stop)
         await watch.stop()
         core.verifiers.shutdown(wait=False, cancel_futures=True)

@@ -113,7 +113,7 @@ def pending_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
         waiting += [
             f"{table}.{key}" for key in sorted(new[table]) if key not in live and new[table][key] != old[table].get(key)
         ]
-    for table, live in (("tokens", frozenset[str]()), ("keys", _LIVE_KEY_KEYS)):
+    for table, live in (("tokens", frozenset[str]()), ("keys", _LIVE_KEY_KEYS), ("outbox", frozenset[str]())):
         before = {row["name"]: row for row in old[table]}
         after = {row["name"]: row for row in new[table]}
         for name in sorted(before.keys() | after.keys()):

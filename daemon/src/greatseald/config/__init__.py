@@ -6,11 +6,12 @@ What is here knows no adapter: `settings.rules()` and `settings.key_settings()` 
 objects, and the tables of tokens and store are turned into adapters by `greatseald.bootstrap`.
 """
 
-from greatseald.config.checks import FileProblem, read_head_mac_key, read_log_key, read_tls
+from greatseald.config.checks import FileProblem, read_head_mac_key, read_header, read_log_key, read_tls
 from greatseald.config.loading import load, load_token
 from greatseald.config.problems import ConfigError, ConfigProblem
 from greatseald.config.settings import (
     LogSettings,
+    OutboxTable,
     ServerSettings,
     Settings,
     StoreSettings,
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigProblem",
     "FileProblem",
     "LogSettings",
+    "OutboxTable",
     "ServerSettings",
     "Settings",
     "StoreSettings",
@@ -32,6 +34,7 @@ __all__ = [
     "load",
     "load_token",
     "read_head_mac_key",
+    "read_header",
     "read_log_key",
     "read_tls",
     "split_endpoint",

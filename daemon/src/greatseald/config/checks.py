@@ -7,6 +7,7 @@ that do not fit together. PINs are not: the token host alone reads them; only th
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -22,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from greatseald.config.positions import Path as Place
 from greatseald.config.problems import did_you_mean
+from greatseald.config.settings import is_loopback
 from greatseald.domain.policy import ANY, SIGN, SIGN_BLIND
 
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -136,6 +139,22 @@ def read_head_mac_key(path: Path) -> bytes:
     return key
 
 
+def read_header(path: Path) -> tuple[str, str]:
+    """Read one HTTP header, `Name: value`, from a file that only its owner can read.
+
+    Raises:
+        FileProblem: the file cannot be used or holds something else. The message never quotes it.
+    """
+    data = read_file(path, secret=True)
+    try:
+        name, colon, value = data.decode("ascii").strip().partition(":")
+    except UnicodeDecodeError:
+        name = colon = value = ""
+    if not colon or re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) is None or not value.strip().isprintable():
+        raise FileProblem(f"names {path}, which does not hold one line like `Authorization: Bearer …`")
+    return name, value.strip()
+
+
 def read_tls(cert: Path, key: Path, client_ca: Path) -> tuple[bytes, bytes, bytes]:
     """Read and match the server's chain, its private key and the clients' CAs, as PEM.
 
@@ -206,6 +225,8 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
     _check_tokens(values["tokens"], report)
     _check_keys(values["keys"], values["tokens"], report, found, now)
     _check_rules(values["allow"], values["keys"], report, found)
+    _check_names("outbox", values["outbox"], report)
+    _check_outboxes(values["outbox"], report, found)
     return found
 
 
@@ -301,6 +322,37 @@ def _check_keys(keys: Sequence[Any], tokens: Sequence[Any], report: Report, foun
                 found.chains[key.name] = chain
                 leaf = x509.load_der_x509_certificate(chain[0])
                 found.warnings += _expiry_warning(f"the certificate of keys/{key.name}", leaf, now)
+
+
+def _check_outboxes(rows: Sequence[Any], report: Report, found: Found) -> None:
+    for number, row in enumerate(rows):
+        if row is None:
+            continue
+        place = ("outbox", number)
+        target = urlsplit(row.target)
+        secure = target.scheme in {"https", "syslog+tls"}
+        for name in ("ca", "client_cert", "client_key"):
+            if getattr(row, name) is not None and not secure:
+                report((*place, name), f"means nothing for {target.scheme}://: only https and syslog+tls use TLS")
+        if row.header_file is not None:
+            if target.scheme not in {"http", "https"}:
+                report((*place, "header_file"), f"means nothing for {target.scheme}://")
+            _attempt(report, (*place, "header_file"), lambda path=row.header_file: read_header(path))  # type: ignore[misc]
+        if row.ca is not None:
+            _attempt(report, (*place, "ca"), lambda path=row.ca: read_certificates(path))  # type: ignore[misc]
+        if (row.client_cert is None) != (row.client_key is None):
+            report(place, "has one of client_cert and client_key, and needs both or neither")
+        elif row.client_cert is not None:
+            chain = _attempt(report, (*place, "client_cert"), lambda path=row.client_cert: read_certificates(path))  # type: ignore[misc]
+            key = _attempt(report, (*place, "client_key"), lambda path=row.client_key: read_private_key(path))  # type: ignore[misc]
+            if chain and key is not None and _spki(key.public_key()) != _spki(chain[0].public_key()):
+                report(
+                    (*place, "client_cert"), f"names {row.client_cert}, which is not the certificate of the client_key"
+                )
+        if target.scheme == "syslog+tcp" and not is_loopback(target.hostname or ""):
+            found.warnings.append(
+                f"outbox {row.name} sends the log to {target.hostname} without TLS: whoever is on the way reads who signs what"
+            )
 
 
 def _check_rules(rules: Sequence[Any], keys: Sequence[Any], report: Report, found: Found) -> None:

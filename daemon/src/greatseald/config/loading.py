@@ -29,6 +29,7 @@ from greatseald.config.settings import (
     DenyTable,
     KeyTable,
     LogSettings,
+    OutboxTable,
     ServerSettings,
     Settings,
     StoreSettings,
@@ -38,7 +39,13 @@ from greatseald.config.settings import (
 
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 _SINGLE: Final[dict[str, type[Table]]] = {"server": ServerSettings, "store": StoreSettings, "log": LogSettings}
-_MANY: Final[dict[str, type[Table]]] = {"tokens": TokenTable, "keys": KeyTable, "allow": AllowTable, "deny": DenyTable}
+_MANY: Final[dict[str, type[Table]]] = {
+    "tokens": TokenTable,
+    "keys": KeyTable,
+    "allow": AllowTable,
+    "deny": DenyTable,
+    "outbox": OutboxTable,
+}
 _ENVIRONMENT: Final = re.compile(r"GREATSEALD_(SERVER|STORE|LOG)_([A-Z0-9_]+)")
 
 
@@ -137,6 +144,12 @@ class _Reader:
             return token
         return token.model_copy(update={"state_dir": self.base / "tokens" / token.name / "state"})
 
+    def with_cursor(self, outbox: OutboxTable) -> OutboxTable:
+        """Resolve where an outbox remembers how far it is, if the file does not say."""
+        if outbox.cursor is not None:
+            return outbox
+        return outbox.model_copy(update={"cursor": self.base / "outbox" / f"{outbox.name}.cursor"})
+
     def token(self, name: str) -> TokenTable:
         """Read one token's table and nothing else."""
         rows = self.document().get("tokens", [])
@@ -175,6 +188,7 @@ class _Reader:
                 rows = []
             values[name] = [self.table(model, row, (name, number)) for number, row in enumerate(rows)]
         values["tokens"] = [token and self.with_state_dir(token) for token in values["tokens"]]
+        values["outbox"] = [outbox and self.with_cursor(outbox) for outbox in values["outbox"]]
         found = checks.check(values, self.path, self.problem, self.check_uri)
         if self.problems:
             raise ConfigError(sorted(self.problems, key=lambda problem: (problem.line, problem.key)))
@@ -187,6 +201,7 @@ class _Reader:
             keys=tuple(values["keys"]),
             allow=tuple(values["allow"]),
             deny=tuple(values["deny"]),
+            outbox=tuple(values["outbox"]),
             chains=found.chains,
             warnings=tuple(found.warnings),
         )

@@ -276,6 +276,47 @@ class DenyTable(Table):
         return self
 
 
+def _target(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.username or parts.password:
+        raise ValueError("must hold no user and password: name a header_file")
+    if parts.scheme == "file":
+        if parts.netloc or not parts.path.startswith("/") or parts.path.endswith("/"):
+            raise ValueError("must be file:///ABSOLUTE/PATH, with three slashes")
+        return text
+    if parts.scheme not in {"syslog+tcp", "syslog+tls", "http", "https"} or not parts.hostname:
+        raise ValueError("must begin with file:///, syslog+tcp://, syslog+tls:// or https://")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("has a port that is no number up to 65535") from error
+    if port == 0:
+        raise ValueError("has the port 0")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ValueError("must be https:// for another machine: the log says who signs what, and names people")
+    return text
+
+
+class OutboxTable(Table):
+    """One `[[outbox]]`: where the log's entries are delivered, for a SIEM."""
+
+    name: Name
+    target: Annotated[str, AfterValidator(_target)]
+    format: Literal["jsonl", "ocsf"] = "jsonl"
+    types: Annotated[tuple[Literal["intent", "outcome", "denied", "admin"], ...], Field(strict=False, min_length=1)] = (
+        "intent",
+        "outcome",
+        "denied",
+        "admin",
+    )
+    batch: Annotated[int, Field(ge=1, le=1000)] = 200
+    ca: FilePath | None = None
+    client_cert: FilePath | None = None
+    client_key: FilePath | None = None
+    header_file: FilePath | None = None
+    cursor: FilePath | None = None
+
+
 class Settings(Table):
     """The whole configuration, valid. `chains` holds the certificate chains by key name: DER, leaf first."""
 
@@ -287,6 +328,7 @@ class Settings(Table):
     keys: tuple[KeyTable, ...] = ()
     allow: tuple[AllowTable, ...] = ()
     deny: tuple[DenyTable, ...] = ()
+    outbox: tuple[OutboxTable, ...] = ()
     chains: dict[str, tuple[bytes, ...]] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -323,6 +365,9 @@ class Settings(Table):
             # Vendors' modules take passwords in both; a hash of a guessable value would give it away.
             token["environment"] = sorted(token["environment"])
             token["init_args"] = bool(token["init_args"])
+        for outbox in plain["outbox"]:
+            # What stands behind the question mark may be a credential.
+            outbox["target"] = outbox["target"].partition("?")[0]
         plain["chains"] = {
             name: [hashlib.sha256(cert).hexdigest() for cert in chain] for name, chain in self.chains.items()
         }

@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from greatseald.adapters.tokens.durable import fsync_directory, write_durably
+from greatseald.adapters.durable import fsync_directory, write_durably
 
 FILE_NAME: Final = "pin-attempt.latch"
 _MAX_BYTES: Final = 4096

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from greatseald.adapters.tokens.durable import write_durably
+from greatseald.adapters.durable import write_durably
 from greatseald.adapters.tokens.launch import host_environment
 
 KEY_KINDS: Final = ("ec-p256", "ec-p384", "rsa-2048", "rsa-3072", "rsa-4096")

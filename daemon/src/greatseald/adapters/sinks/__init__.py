@@ -1,0 +1,1 @@
+"""Sinks by URL scheme: file, syslog over TCP or TLS, HTTP."""
