@@ -14,6 +14,7 @@ BASE = {
     "keys": [{"name": "release", "token": "soft", "certificate_chain": None, "predicate_types": []}],
     "allow": [{"client": "c"}],
     "deny": [],
+    "outbox": [],
     "chains": {},
 }
 
