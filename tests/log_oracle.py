@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
-HASHES = {"sha256": SHA256, "sha384": SHA384}
+HASHES = {"sha256": SHA256, "sha384": SHA384, "sha512": SHA512}
 
 
 class OracleError(AssertionError):
@@ -120,12 +120,13 @@ class NoteVerifier:
 
 def verify_signature(public: Any, algorithm: str, digest: bytes, signature: bytes) -> None:
     """Raises OracleError where the signature over the digest is wrong."""
-    prehashed = utils.Prehashed(HASHES[algorithm.rsplit("-", 1)[1]]())
+    kind = HASHES[algorithm.rsplit("-", 1)[1]]()
+    prehashed = utils.Prehashed(kind)
     try:
         if isinstance(public, ec.EllipticCurvePublicKey):
             public.verify(signature, digest, ec.ECDSA(prehashed))
         elif isinstance(public, rsa.RSAPublicKey) and "pss" in algorithm:
-            public.verify(signature, digest, padding.PSS(padding.MGF1(SHA256()), 32), prehashed)
+            public.verify(signature, digest, padding.PSS(padding.MGF1(kind), kind.digest_size), prehashed)
         else:
             public.verify(signature, digest, padding.PKCS1v15(), prehashed)
     except InvalidSignature:

@@ -37,19 +37,20 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 def new_key(algorithm: Algorithm = Algorithm.ECDSA_P256_SHA256) -> PrivateKey:
-    if algorithm is Algorithm.ECDSA_P256_SHA256:
-        return ec.generate_private_key(ec.SECP256R1())
-    if algorithm is Algorithm.ECDSA_P384_SHA384:
-        return ec.generate_private_key(ec.SECP384R1())
+    curves = {"p256": ec.SECP256R1(), "p384": ec.SECP384R1(), "p521": ec.SECP521R1()}
+    if algorithm.family in curves:
+        return ec.generate_private_key(curves[algorithm.family])
     return rsa.generate_private_key(65537, 2048)
 
 
 def sign_digest(key: PrivateKey, algorithm: Algorithm, digest: bytes) -> bytes:
-    hashed = Prehashed(hashes.SHA384() if algorithm.hash_name == "sha384" else hashes.SHA256())
+    kinds = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
+    kind = kinds[algorithm.hash_name]
+    hashed = Prehashed(kind)
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return key.sign(digest, ec.ECDSA(hashed))
-    if algorithm is Algorithm.RSA_PSS_SHA256:
-        return key.sign(digest, padding.PSS(padding.MGF1(hashes.SHA256()), 32), hashed)
+    if "pss" in algorithm.value:
+        return key.sign(digest, padding.PSS(padding.MGF1(kind), algorithm.digest_size), hashed)
     return key.sign(digest, padding.PKCS1v15(), hashed)
 
 

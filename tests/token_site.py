@@ -8,6 +8,7 @@ async with site.token() as token:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import os
 import secrets
@@ -16,8 +17,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pkcs11_shim import Shim
 
@@ -85,6 +86,10 @@ class TokenSite:
         """Operations of intents that were never used before."""
         return [Operation(next(self._index), secrets.token_bytes(32), secrets.token_bytes(size)) for _ in range(count)]
 
+    def message_operation(self, message: bytes) -> Operation:
+        """An operation over a whole message."""
+        return Operation(next(self._index), secrets.token_bytes(32), hashlib.sha256(message).digest(), message)
+
     async def sign(
         self, token: SupervisedToken, label: str, algorithm: Algorithm, operations: Sequence[Operation]
     ) -> list[SignResult]:
@@ -104,14 +109,19 @@ class TokenSite:
         public = load_der_public_key(self.spki[label])
         for operation, result in zip(operations, results, strict=True):
             assert isinstance(result, Signed), result
-            prehashed = utils.Prehashed(SHA384() if algorithm.digest_size == 48 else SHA256())
+            kind = {32: SHA256(), 48: SHA384(), 64: SHA512()}[algorithm.digest_size]
+            prehashed = utils.Prehashed(kind)
+            if algorithm.is_pure:
+                assert isinstance(public, ed25519.Ed25519PublicKey)
+                public.verify(result.signature, operation.message)
+                continue
             if algorithm.is_ecdsa:
                 assert isinstance(public, ec.EllipticCurvePublicKey)
                 public.verify(result.signature, operation.tbs, ec.ECDSA(prehashed))
                 continue
             assert isinstance(public, rsa.RSAPublicKey)
-            pss = padding.PSS(padding.MGF1(SHA256()), 32)
-            scheme = padding.PKCS1v15() if algorithm is Algorithm.RSA_PKCS1_SHA256 else pss
+            pss = padding.PSS(padding.MGF1(kind), algorithm.digest_size)
+            scheme = padding.PKCS1v15() if "pkcs1" in algorithm.value else pss
             public.verify(result.signature, operation.tbs, scheme, prehashed)
 
     def ledger(self) -> list[LedgerRecord]:

@@ -26,6 +26,7 @@ RECEIPTS = [
     for version in VERSIONS
     for kind in ("digest", "statement")
     for algorithm in Algorithm
+    if (version / f"{kind}-{algorithm.value}.receipt.json").exists()
 ]
 DIGESTS = {"sha256": hashlib.sha256(b"golden").digest(), "sha384": hashlib.sha384(b"golden").digest()}
 
@@ -36,6 +37,9 @@ def vkey(version: Path) -> VerifierKey:
 
 def test_the_first_version_is_there():
     assert "0.1" in [version.name for version in VERSIONS]
+    assert len([each for each in RECEIPTS if each.values[0].name == "0.1"]) == 8, (
+        "four algorithms, digest and statement"
+    )
 
 
 @pytest.mark.parametrize(("version", "kind", "algorithm"), RECEIPTS)

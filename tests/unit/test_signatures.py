@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import permutations
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,16 +21,14 @@ from greatseal.signatures import (
     spki_der,
     spki_sha256,
     verify_digest,
+    verify_message,
 )
 from greatseal.verification import PublicKeyInvalid, SignatureInvalid
 from sample_log import new_key, sign_digest
 
-KEYS = {
-    Algorithm.ECDSA_P256_SHA256: new_key(Algorithm.ECDSA_P256_SHA256),
-    Algorithm.ECDSA_P384_SHA384: new_key(Algorithm.ECDSA_P384_SHA384),
-    Algorithm.RSA_PKCS1_SHA256: new_key(Algorithm.RSA_PKCS1_SHA256),
-}
-KEYS[Algorithm.RSA_PSS_SHA256] = KEYS[Algorithm.RSA_PKCS1_SHA256]
+DIGESTED = [algorithm for algorithm in Algorithm if not algorithm.is_pure]
+_FAMILIES = {algorithm.family: new_key(algorithm) for algorithm in DIGESTED}
+KEYS = {algorithm: _FAMILIES[algorithm.family] for algorithm in DIGESTED}
 
 
 def digest_for(algorithm: Algorithm, content: bytes = b"content") -> bytes:
@@ -40,7 +39,7 @@ def pem_of(key: object) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("algorithm", DIGESTED)
 class TestEachAlgorithm:
     def test_verifies_what_its_key_signed(self, algorithm: Algorithm):
         key, digest = KEYS[algorithm], digest_for(algorithm)
@@ -59,7 +58,7 @@ class TestEachAlgorithm:
                 new_key(algorithm).public_key(), algorithm, digest, sign_digest(KEYS[algorithm], algorithm, digest)
             )
 
-    @pytest.mark.parametrize("size", [0, 10, 20, 31, 33, 64])
+    @pytest.mark.parametrize("size", [0, 10, 20, 31, 33, 63, 65, 128])
     def test_refuses_a_digest_of_another_length(self, algorithm: Algorithm, size: int):
         with pytest.raises(SignatureInvalid, match="signs a digest of"):
             verify_digest(KEYS[algorithm].public_key(), algorithm, b"\0" * size, b"signature")
@@ -76,21 +75,68 @@ class TestEachAlgorithm:
         digest = digest_for(algorithm)
         signature = sign_digest(KEYS[algorithm], algorithm, digest)
         for other, key in KEYS.items():
-            if other.value.partition("-")[0] != algorithm.value.partition("-")[0] or (
-                other.is_ecdsa and other != algorithm
-            ):
+            if other.family != algorithm.family:
                 with pytest.raises(PublicKeyInvalid, match="does not fit"):
                     verify_digest(key.public_key(), algorithm, digest, signature)
 
 
-def test_pss_and_pkcs1_of_one_key_are_not_each_other():
-    key, digest = KEYS[Algorithm.RSA_PSS_SHA256], digest_for(Algorithm.RSA_PSS_SHA256)
-    for signed, verified in (
-        (Algorithm.RSA_PSS_SHA256, Algorithm.RSA_PKCS1_SHA256),
-        (Algorithm.RSA_PKCS1_SHA256, Algorithm.RSA_PSS_SHA256),
-    ):
+def test_the_schemes_of_one_rsa_key_are_not_each_other():
+    rsa_algorithms = [algorithm for algorithm in DIGESTED if algorithm.family == "rsa"]
+    for signed, verified in permutations(rsa_algorithms, 2):
+        key, digest = KEYS[signed], digest_for(signed)
         with pytest.raises(SignatureInvalid):
             verify_digest(key.public_key(), verified, digest, sign_digest(key, signed, digest))
+
+
+class TestEd25519:
+    """RFC 8032: the message itself is signed."""
+
+    KEY = ed25519.Ed25519PrivateKey.generate()
+
+    def test_verifies_the_whole_message_and_nothing_else(self):
+        signature = self.KEY.sign(b"message")
+        verify_message(self.KEY.public_key(), Algorithm.ED25519, b"message", signature)
+        for message, wrong in (
+            (b"messagf", signature),
+            (b"", signature),
+            (b"message", signature[:-1]),
+            (b"message", b""),
+        ):
+            with pytest.raises(SignatureInvalid):
+                verify_message(self.KEY.public_key(), Algorithm.ED25519, message, wrong)
+
+    def test_a_digest_is_not_enough_and_never_passes(self):
+        digest = digest_for(Algorithm.ED25519)
+        with pytest.raises(SignatureInvalid, match="whole messages"):
+            verify_digest(self.KEY.public_key(), Algorithm.ED25519, digest, self.KEY.sign(digest))
+
+    def test_its_key_fits_nothing_else(self):
+        assert algorithms_of(self.KEY.public_key()) == (Algorithm.ED25519,)
+        for algorithm in DIGESTED:
+            with pytest.raises(PublicKeyInvalid, match="does not fit"):
+                check_key_fits(self.KEY.public_key(), algorithm)
+        with pytest.raises(PublicKeyInvalid, match="does not fit"):
+            check_key_fits(KEYS[Algorithm.ECDSA_P256_SHA256].public_key(), Algorithm.ED25519)
+
+    def test_the_vector_of_rfc_8032(self):
+        # Section 7.1, test 2.
+        public = ed25519.Ed25519PublicKey.from_public_bytes(
+            bytes.fromhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c")
+        )
+        signature = bytes.fromhex(
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+            "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+        )
+        verify_message(public, Algorithm.ED25519, b"\x72", signature)
+
+
+@pytest.mark.parametrize("algorithm", DIGESTED)
+def test_a_message_is_hashed_as_the_algorithm_wants_it(algorithm: Algorithm):
+    key = KEYS[algorithm]
+    signature = sign_digest(key, algorithm, digest_for(algorithm))
+    verify_message(key.public_key(), algorithm, b"content", signature)
+    with pytest.raises(SignatureInvalid):
+        verify_message(key.public_key(), algorithm, b"other", signature)
 
 
 @pytest.mark.parametrize("salt", [0, 20, 48])
@@ -121,23 +167,21 @@ class TestReadingKeys:
 
     def test_a_key_says_what_it_fits(self):
         assert algorithms_of(KEYS[Algorithm.ECDSA_P384_SHA384].public_key()) == (Algorithm.ECDSA_P384_SHA384,)
-        assert algorithms_of(KEYS[Algorithm.RSA_PSS_SHA256].public_key()) == (
-            Algorithm.RSA_PKCS1_SHA256,
-            Algorithm.RSA_PSS_SHA256,
-        )
+        fitting = algorithms_of(KEYS[Algorithm.RSA_PSS_SHA256].public_key())
+        assert len(fitting) == 6
+        assert fitting[0] is Algorithm.RSA_PKCS1_SHA256
         check_key_fits(KEYS[Algorithm.ECDSA_P256_SHA256].public_key(), Algorithm.ECDSA_P256_SHA256)
 
     @pytest.mark.parametrize(
         "public",
         [
-            ec.generate_private_key(ec.SECP521R1()).public_key(),
             ec.generate_private_key(ec.SECP256K1()).public_key(),
-            ed25519.Ed25519PrivateKey.generate().public_key(),
+            ed448.Ed448PrivateKey.generate().public_key(),
             rsa.RSAPublicNumbers(65537, (1 << 1023) + 1).public_key(),
             rsa.RSAPublicNumbers(65537, (1 << 2046) + 1).public_key(),
             rsa.RSAPublicNumbers(65537, (1 << 4096) + 1).public_key(),
         ],
-        ids=["P-521", "secp256k1", "Ed25519", "RSA-1024", "RSA-2047", "RSA-4097"],
+        ids=["secp256k1", "Ed448", "RSA-1024", "RSA-2047", "RSA-4097"],
     )
     def test_keys_of_other_kinds_and_sizes_are_refused(self, public: PublicKey):
         with pytest.raises(PublicKeyInvalid, match="not supported"):

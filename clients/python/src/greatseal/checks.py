@@ -21,7 +21,7 @@ from greatseal.errors import DaemonError, VerificationFailed
 from greatseal.note import VerifierKey
 from greatseal.profile import log_key_of
 from greatseal.remembered import Seen
-from greatseal.signatures import PublicKey, load_public_key, spki_sha256, verify_digest
+from greatseal.signatures import PublicKey, load_public_key, spki_sha256, verify_digest, verify_message
 from greatseal.text import clean
 
 
@@ -121,7 +121,7 @@ class Checks:
         proven = receipt.verify_under(checkpoint, digest=expected)
         public_key = self._public_keys.get(proven.spki_sha256)
         if public_key is not None:
-            verify_digest(public_key, algorithm, expected, answer.signature)
+            _verify_signature(item, public_key, algorithm, answer.signature)
         version = f"{proven.key}/versions/{proven.key_version}"
         for what, logged, answered in (
             ("signature", proven.signature, answer.signature),
@@ -143,8 +143,17 @@ class Checks:
         )
 
 
+def _verify_signature(
+    item: messages.SignRequest, public_key: PublicKey, algorithm: Algorithm, signature: bytes
+) -> None:
+    if isinstance(item, messages.DigestRequest):
+        verify_digest(public_key, algorithm, item.digest, signature)
+    else:
+        verify_message(public_key, algorithm, pae(item.payload_type, item.payload), signature)
+
+
 def _digest_of(item: messages.SignRequest, algorithm: Algorithm) -> bytes:
-    """Return the digest that must have been signed."""
+    """Return the digest that must stand in the log: the one that was signed, or of Ed25519 that of the message."""
     if isinstance(item, messages.DigestRequest):
         return item.digest
     return hashlib.new(algorithm.hash_name, pae(item.payload_type, item.payload)).digest()

@@ -34,7 +34,7 @@ from greatseal.checkpoint import MAX_TREE_SIZE, Checkpoint, open_checkpoint
 from greatseal.dsse import pae
 from greatseal.errors import VerificationFailed
 from greatseal.note import MAX_NOTE_BYTES, VerifierKey
-from greatseal.signatures import PublicKey, check_key_fits, spki_sha256, verify_digest
+from greatseal.signatures import PublicKey, Verifier, check_key_fits, spki_sha256
 from greatseal.statement import OMS_PREDICATE_TYPE
 from greatseal.strictjson import JSONInvalid, decode
 from greatseal.tlog import TlogProof, leaf_hash, parse_tlog_proof, verify_inclusion
@@ -71,12 +71,13 @@ class VerifiedReceipt:
         key, key_version: the key's resource name and version number.
         spki_sha256: SHA-256 of the public key, hexadecimal.
         algorithm: how it signed.
-        digest: what was signed.
+        digest: what was signed; of Ed25519 the SHA-256 of it.
         signature: the signature as logged; DER for ECDSA.
         blind: whether the daemon saw only the digest; subject and types are then the caller's claim.
         payload_type, predicate_type, subject, subject_digest: of what was signed; empty where unknown.
         requested_at, signed_at: RFC 3339 UTC, by the daemon's clock.
-        signature_verified: whether a public key was given, so that the signature itself was verified.
+        signature_verified: whether the signature itself was verified: a public key was given, and of Ed25519,
+            which signs whole messages, the payload as well.
     """
 
     log: str
@@ -204,9 +205,13 @@ class Receipt:
         tbs = self._verify_digest(intent, outcome, algorithm, digest)
         _verify_payload(intent, tbs, algorithm, payload, model_digest)
         signature = outcome.base64("sig")
-        if public_key is not None:
+        signed = tbs
+        if algorithm.is_pure:  # the signature is over the message, of which the log has the digest
+            signed = pae(intent.text("ptype", default=""), payload) if payload is not None else b""
+        verifiable = public_key is not None and bool(signed)
+        if public_key is not None and signed:
             try:
-                verify_digest(public_key, algorithm, tbs, signature)
+                Verifier(public_key, algorithm).verify(signed, signature)
             except (SignatureInvalid, PublicKeyInvalid) as error:
                 raise ReceiptInvalid(
                     ReceiptCheck.SIGNATURE, f"the logged signature is wrong: {error.message}"
@@ -231,7 +236,7 @@ class Receipt:
             subject_digest=intent.text("subj", "digest", default=""),
             requested_at=intent.text("ts"),
             signed_at=outcome.text("ts"),
-            signature_verified=public_key is not None,
+            signature_verified=verifiable,
         )
 
     def _part(self, logged: Logged) -> dict[str, str]:

@@ -1,11 +1,12 @@
-"""Signatures over digests: the four algorithms of `greatseal.algorithms`, verified and nothing more.
+"""Signatures of the algorithms of `greatseal.algorithms`, verified and nothing more.
 
 The daemon checks with this module what its tokens return, before anything is released; the client
-checks with it what it receives. Everything works on *digests* (prehashed): who has a message hashes
-it first. All failures raise; nothing returns False.
+checks with it what it receives. All algorithms but Ed25519 sign *digests* (prehashed): who has a
+message hashes it first. Ed25519 signs the message itself. All failures raise; nothing returns False.
 
     key = load_public_key(pem)                                   # PEM or DER SubjectPublicKeyInfo
     verify_digest(key, Algorithm.ECDSA_P256_SHA256, digest, signature)
+    verify_message(key, Algorithm.ED25519, message, signature)   # any algorithm
 
 ECDSA is malleable: two different signatures may verify for one digest. Compare (key, digest), never
 signature bytes.
@@ -18,36 +19,42 @@ from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from greatseal.algorithms import RSA_MODULUS_BITS, Algorithm
 from greatseal.verification import PublicKeyInvalid, SignatureInvalid
 
-PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 MAX_PUBLIC_KEY_BYTES: Final = 16 * 1024
 """Longest PEM or DER that `load_public_key` reads, in bytes."""
 
-_CURVES: Final[dict[Algorithm, str]] = {
-    Algorithm.ECDSA_P256_SHA256: "secp256r1",
-    Algorithm.ECDSA_P384_SHA384: "secp384r1",
+_CURVES: Final = {"secp256r1": "p256", "secp384r1": "p384", "secp521r1": "p521"}
+_HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+    "sha512": hashes.SHA512(),
 }
-_SHA256: Final = Prehashed(hashes.SHA256())
-_ECDSA: Final[dict[Algorithm, ec.ECDSA]] = {
-    Algorithm.ECDSA_P256_SHA256: ec.ECDSA(_SHA256),
-    Algorithm.ECDSA_P384_SHA384: ec.ECDSA(Prehashed(hashes.SHA384())),
-}
-_RSA: Final[dict[Algorithm, padding.AsymmetricPadding]] = {
-    Algorithm.RSA_PKCS1_SHA256: padding.PKCS1v15(),
-    Algorithm.RSA_PSS_SHA256: padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=32),
-}
+
+
+def _parameters(algorithm: Algorithm) -> tuple[Any, ...]:
+    """What cryptography's `verify` wants after signature and data."""
+    if algorithm.is_pure:
+        return ()
+    digest = Prehashed(_HASHES[algorithm.hash_name])
+    if algorithm.is_ecdsa:
+        return (ec.ECDSA(digest),)
+    if algorithm.value.startswith("rsa-pss-"):
+        mask = padding.MGF1(_HASHES[algorithm.hash_name])
+        return padding.PSS(mgf=mask, salt_length=algorithm.digest_size), digest
+    return padding.PKCS1v15(), digest
 
 
 def load_public_key(data: bytes) -> PublicKey:
-    """Read an EC or RSA public key from SubjectPublicKeyInfo, as PEM text or DER.
+    """Read an EC, RSA or Ed25519 public key from SubjectPublicKeyInfo, as PEM text or DER.
 
-    Only the curves P-256 and P-384 and RSA moduli of 2048 to 4096 bits are keys here.
+    Only the curves P-256, P-384 and P-521 and RSA moduli of 2048 to 4096 bits are keys here.
 
     Raises:
         PublicKeyInvalid: it is anything else.
@@ -63,8 +70,11 @@ def load_public_key(data: bytes) -> PublicKey:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         message = f"not a public key (SubjectPublicKeyInfo, PEM or DER): {error}"
         raise PublicKeyInvalid(message) from error
-    if not isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)):
-        message = f"a public key of the kind {type(key).__name__} is not supported: EC (P-256, P-384) and RSA are"
+    if not isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey, ed25519.Ed25519PublicKey)):
+        message = (
+            f"a public key of the kind {type(key).__name__} is not supported: "
+            "EC (P-256, P-384, P-521), RSA and Ed25519 are"
+        )
         raise PublicKeyInvalid(message)
     algorithms_of(key)
     return key
@@ -76,17 +86,24 @@ def algorithms_of(public_key: PublicKey) -> tuple[Algorithm, ...]:
     Raises:
         PublicKeyInvalid: there is none.
     """
+    family = _family(public_key)
+    return tuple(algorithm for algorithm in Algorithm if algorithm.family == family)
+
+
+def _family(public_key: PublicKey) -> str:
+    if isinstance(public_key, ed25519.Ed25519PublicKey):
+        return "ed25519"
     if isinstance(public_key, ec.EllipticCurvePublicKey):
-        fitting = tuple(algorithm for algorithm, curve in _CURVES.items() if curve == public_key.curve.name)
-        if not fitting:
-            message = f"the curve {public_key.curve.name} is not supported: P-256 and P-384 are"
+        family = _CURVES.get(public_key.curve.name)
+        if family is None:
+            message = f"the curve {public_key.curve.name} is not supported: P-256, P-384 and P-521 are"
             raise PublicKeyInvalid(message)
-        return fitting
+        return family
     smallest, largest = RSA_MODULUS_BITS
     if not smallest <= public_key.key_size <= largest:
         message = f"an RSA modulus of {public_key.key_size} bits is not supported: {smallest} to {largest} are"
         raise PublicKeyInvalid(message)
-    return tuple(_RSA)
+    return "rsa"
 
 
 def check_key_fits(public_key: PublicKey, algorithm: Algorithm) -> None:
@@ -127,20 +144,20 @@ class Verifier:
         check_key_fits(public_key, algorithm)
         self._key: Any = public_key
         self._algorithm = algorithm
-        self._size = algorithm.digest_size
-        self._parameters: tuple[Any, ...] = (_ECDSA[algorithm],) if algorithm.is_ecdsa else (_RSA[algorithm], _SHA256)
+        self._size = None if algorithm.is_pure else algorithm.digest_size
+        self._parameters = _parameters(algorithm)
 
-    def verify(self, digest: bytes, signature: bytes) -> None:
-        """As `verify_digest`.
+    def verify(self, signed: bytes, signature: bytes) -> None:
+        """Verify `signature` over `signed`: the digest, or of Ed25519 the message itself.
 
         Raises:
             SignatureInvalid: the digest has another length, or the signature is not by the key over it.
         """
-        if len(digest) != self._size:
-            message = f"{self._algorithm.value} signs a digest of {self._size} bytes, and this one has {len(digest)}"
+        if self._size is not None and len(signed) != self._size:
+            message = f"{self._algorithm.value} signs a digest of {self._size} bytes, and this one has {len(signed)}"
             raise SignatureInvalid(message)
         try:
-            self._key.verify(signature, digest, *self._parameters)
+            self._key.verify(signature, signed, *self._parameters)
         except InvalidSignature as error:
             message = f"the {self._algorithm.value} signature is not by this key over this digest"
             raise SignatureInvalid(message) from error
@@ -151,10 +168,25 @@ def verify_digest(public_key: PublicKey, algorithm: Algorithm, digest: bytes, si
 
     `digest` is exactly `algorithm.digest_size` bytes; `signature` is DER for ECDSA (strict, so a
     different encoding of the same numbers fails) and as long as the modulus for RSA. PSS has a salt
-    of exactly 32 bytes and MGF1 with SHA-256.
+    as long as the digest and MGF1 with the same hash.
 
     Raises:
         PublicKeyInvalid: the key does not fit the algorithm.
-        SignatureInvalid: the digest has another length, or the signature is not by the key over it.
+        SignatureInvalid: the digest has another length, the signature is not by the key over it, or the
+            algorithm is Ed25519, which signs no digests.
     """
+    if algorithm.is_pure:
+        message = f"{algorithm.value} signs whole messages: a digest is not enough to verify its signature"
+        raise SignatureInvalid(message)
     Verifier(public_key, algorithm).verify(digest, signature)
+
+
+def verify_message(public_key: PublicKey, algorithm: Algorithm, message: bytes, signature: bytes) -> None:
+    """Verify that `signature` is by `public_key` over `message`, hashed as the algorithm wants it.
+
+    Raises:
+        PublicKeyInvalid: the key does not fit the algorithm.
+        SignatureInvalid: the signature is not by the key over the message.
+    """
+    signed = message if algorithm.is_pure else hashlib.new(algorithm.hash_name, message).digest()
+    Verifier(public_key, algorithm).verify(signed, signature)

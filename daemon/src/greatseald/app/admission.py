@@ -78,6 +78,8 @@ SignRequest = DigestRequest | StatementRequest
 class Admitted:
     """A request that may be signed: the exact digest `tbs`, and what its intent says.
 
+    `message` is what is signed where that is no digest (Ed25519); `tbs` is then its SHA-256.
+
     `unready` is why the key could not sign at the moment it was admitted.
     """
 
@@ -95,6 +97,12 @@ class Admitted:
     predicate_type: str = ""
     subject: entry_format.Subject | None = None
     unready: GreatsealError | None = None
+    message: bytes = b""
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes that the token signs, and that its signature is verified over."""
+        return self.message or self.tbs
 
     @property
     def attempt(self) -> int:
@@ -179,6 +187,9 @@ def _payload_type(item: SignRequest) -> str:
 
 def _admit_digest(position: int, item: DigestRequest, request_id: RequestKey, way: _Way) -> Admitted:
     algorithm = way.algorithm
+    if algorithm.is_pure:
+        message = f"{algorithm.value} signs whole messages and no digests: ask for the signature of a statement"
+        raise DigestInvalid(message, field="digest")
     if item.hash_name != algorithm.hash_name:
         message = (
             f"{algorithm.value} signs a {algorithm.hash_name} digest, and the request has {item.hash_name or 'none'}"
@@ -209,7 +220,8 @@ def _admit_digest(position: int, item: DigestRequest, request_id: RequestKey, wa
 async def _admit_statement(position: int, item: StatementRequest, request_id: RequestKey, way: _Way) -> Admitted:
     statement = await _read_statement(item.payload)
     _check_predicate(way.key, statement)
-    tbs = hashlib.new(way.algorithm.hash_name, pae(item.payload_type, item.payload)).digest()
+    encoded = pae(item.payload_type, item.payload)
+    tbs = hashlib.new(way.algorithm.hash_name, encoded).digest()
     return Admitted(
         position,
         way.key,
@@ -225,6 +237,7 @@ async def _admit_statement(position: int, item: StatementRequest, request_id: Re
         predicate_type=statement.predicate_type,
         subject=_subject(statement),
         unready=way.unready,
+        message=encoded if way.algorithm.is_pure else b"",
     )
 
 

@@ -272,7 +272,7 @@ class Signing:
         if job.request.algorithm not in key.verifiers:
             return  # the token has not been read since the start: nothing to verify with
         try:
-            key.verifiers[job.request.algorithm].verify(job.request.tbs, signature)
+            key.verifiers[job.request.algorithm].verify(job.request.signed, signature)
         except VerificationFailed:
             job.error = RequestIdReused(
                 f"request id {job.request.request_id} was answered with a signature that {key.settings.resource_name} "
@@ -337,7 +337,7 @@ class Signing:
         return proven.head
 
     async def _ask_token(self, key: SigningKey, algorithm: Algorithm, jobs: list[Job]) -> None:
-        operations = [Operation(job.intent_index, job.leaf_hash, job.request.tbs) for job in jobs]
+        operations = [Operation(job.intent_index, job.leaf_hash, job.request.tbs, job.request.message) for job in jobs]
         loop = asyncio.get_running_loop()
         verifying = []
         held: list[SignResult] = []
@@ -413,7 +413,7 @@ def _take(key: SigningKey, algorithm: Algorithm, jobs: list[Job], chunk: list[Si
         job.sequence = result.sequence
         if isinstance(result, Signed):
             try:
-                verify(job.request.tbs, result.signature)
+                verify(job.request.signed, result.signature)
             except VerificationFailed:
                 key.halt("its token returned a signature that does not verify with its public key")
                 job.end("failed", KeyHalted(f"{key.settings.resource_name} is halted: {key.halted}"))

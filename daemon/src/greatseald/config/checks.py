@@ -313,8 +313,11 @@ def _check_keys(keys: Sequence[Any], tokens: Sequence[Any], report: Report, foun
             )
         if len(set(key.algorithms)) != len(key.algorithms):
             report(("keys", number, "algorithms"), "names an algorithm twice")
-        if len({algorithm.is_ecdsa for algorithm in key.algorithms}) > 1:
-            report(("keys", number, "algorithms"), "mixes ECDSA and RSA: one key is one or the other")
+        if len({algorithm.family for algorithm in key.algorithms}) > 1:
+            report(
+                ("keys", number, "algorithms"),
+                f"mixes {' and '.join(sorted({algorithm.family for algorithm in key.algorithms}))}: a key is of one kind",
+            )
         if key.certificate_chain is not None:
             path = key.certificate_chain
             chain = _attempt(report, ("keys", number, "certificate_chain"), lambda path=path: _read_chain(path))  # type: ignore[misc]

@@ -16,15 +16,19 @@ from greatseal.algorithms import Algorithm
 
 
 class Operation(NamedTuple):
-    """One thing to sign: the intent's index and leaf hash (32 bytes) that permit it, and the digest itself."""
+    """One thing to sign: the intent's index and leaf hash (32 bytes) that permit it, and the digest itself.
+
+    For an algorithm that signs messages (Ed25519) `message` is the message, and `tbs` its SHA-256.
+    """
 
     intent_index: int
     leaf_hash: bytes
     tbs: bytes
+    message: bytes = b""
 
 
 class Signed(NamedTuple):
-    """The signature of operation number `position` of the call: DER for ECDSA, modulus-sized for RSA.
+    """The signature of operation number `position` of the call: DER for ECDSA, modulus-sized for RSA, 64 bytes for Ed25519.
 
     `sequence` is its number in the host's ledger.
     """

@@ -58,7 +58,7 @@ def verify(
         message = "--log-key is missing: the log's verifier key, one line, from whoever runs the log (log.vkey)"
         raise UsageError(message)
     key = log_key_of(line)
-    expected = hexadecimal(digest, "--digest", (32, 48)) if digest else None
+    expected = hexadecimal(digest, "--digest", (32, 48, 64)) if digest else None
     public = load_public_key(_read(public_key, _MAX_FILE_BYTES)) if public_key is not None else None
     payload = _read(statement, _MAX_FILE_BYTES) if statement is not None else None
     receipt = Receipt.from_json(_read(file, MAX_RECEIPT_BYTES))
@@ -83,9 +83,10 @@ def verify(
             ("subject", f"{proven.subject or '-'}{' (the caller says; signed blind)' if proven.blind else ''}"),
         ]
     )
-    if public is None:
+    if not proven.signature_verified:
         checked = checked.replace("signature and ", "").replace("signature, ", "")
-        say("The signature itself was not verified: --public-key does that.")
+        needed = "--public-key" if public is None else f"--statement beside --public-key ({proven.algorithm.value})"
+        say(f"The signature itself was not verified: {needed} does that.")
     if expected is None and payload is None:
         say("What was signed was not compared with anything: --digest, --statement or --model does that.")
     say(f"OK: verified {checked}")

@@ -51,6 +51,9 @@ def digest(
     sha384: Annotated[
         str, typer.Option("--sha384", help="The digest, 96 hexadecimal digits.", show_default=False)
     ] = "",
+    sha512: Annotated[
+        str, typer.Option("--sha512", help="The digest, 128 hexadecimal digits.", show_default=False)
+    ] = "",
     output: Annotated[
         Path | None,
         typer.Option(help="Write the signature's bytes here instead of base64 to stdout.", show_default=False),
@@ -63,7 +66,7 @@ def digest(
 ) -> None:
     """Have a digest signed that you computed; takes the action signBlind on the key."""
     session = session_of(context, as_json=json)
-    value = _hexadecimal(sha256, sha384)
+    value = _hexadecimal(sha256, sha384, sha512)
     require_writable(output, receipt)
     with session.client() as client:
         signature = client.sign_digest(key, value, algorithm=algorithm, claimed_subject=subject, request_id=request_id)
@@ -170,10 +173,11 @@ def write_outputs(signature: Signature, outputs: list[tuple[Path | None, bytes]]
             raise UsageError(message) from None
 
 
-def _hexadecimal(sha256: str, sha384: str) -> bytes:
-    given = [(name, text, size) for name, text, size in (("sha256", sha256, 32), ("sha384", sha384, 48)) if text]
+def _hexadecimal(sha256: str, sha384: str, sha512: str) -> bytes:
+    offered = (("sha256", sha256, 32), ("sha384", sha384, 48), ("sha512", sha512, 64))
+    given = [(name, text, size) for name, text, size in offered if text]
     if len(given) != 1:
-        message = "give one digest: --sha256 HEX or --sha384 HEX"
+        message = "give one digest: --sha256 HEX, --sha384 HEX or --sha512 HEX"
         raise UsageError(message)
     name, text, size = given[0]
     return hexadecimal(text, f"--{name}", (size,))

@@ -49,6 +49,7 @@ RECEIPT_MEDIA_TYPE: Final = "application/vnd.greatseal.receipt.v1+json"
 _ALGORITHMS: Final = {
     "secp256r1": Algorithm.ECDSA_P256_SHA256,
     "secp384r1": Algorithm.ECDSA_P384_SHA384,
+    "secp521r1": Algorithm.ECDSA_P521_SHA512,
 }
 
 
@@ -118,7 +119,7 @@ def sign_model(
     Args:
         client: asks the daemon.
         model: a directory.
-        key: `keys/{key}`, an ECDSA key on P-256 or P-384.
+        key: `keys/{key}`, an ECDSA key on P-256, P-384 or P-521.
         signature: where the bundle goes, `model/model.sig` by default.
         receipt: where the audit log's receipt goes, if anywhere.
         ignore: paths that are not signed, relative to the model; what is below one neither.
@@ -182,8 +183,8 @@ def model_signer(public: PublicKey, method: Method | None = None, *, at: datetim
         raise KeyUnusable(f"the daemon's public key of {name} cannot be read") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _ALGORITHMS:
         raise KeyUnusable(
-            f"{name} is no key for models: every verifier of model signatures accepts ECDSA on P-256 and P-384, "
-            "and no RSA. Name such a key, or have this one sign the statement with `greatseal sign statement`"
+            f"{name} is no key for models: every verifier of model signatures accepts ECDSA on P-256, P-384 and P-521, "
+            "and no RSA or Ed25519. Name such a key, or have this one sign the statement with `greatseal sign statement`"
         )
     algorithm = _ALGORITHMS[key.curve.name]
     if algorithm not in public.algorithms:

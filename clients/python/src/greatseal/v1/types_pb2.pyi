@@ -33,6 +33,18 @@ class _AlgorithmEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Algorithm.V
     """RSASSA-PKCS1-v1_5 over a SHA-256 digest, modulus of 2048 to 4096 bits (RFC 8017, 8.2)."""
     RSA_PSS_SHA256: _Algorithm.ValueType  # 4
     """RSASSA-PSS over a SHA-256 digest, MGF1 with SHA-256, a salt of 32 bytes (RFC 8017, 8.1)."""
+    ECDSA_P521_SHA512: _Algorithm.ValueType  # 5
+    """ECDSA on NIST P-521 over a SHA-512 digest; the signature is DER."""
+    RSA_PKCS1_SHA384: _Algorithm.ValueType  # 6
+    """RSASSA-PKCS1-v1_5 over a SHA-384 digest."""
+    RSA_PKCS1_SHA512: _Algorithm.ValueType  # 7
+    """RSASSA-PKCS1-v1_5 over a SHA-512 digest."""
+    RSA_PSS_SHA384: _Algorithm.ValueType  # 8
+    """RSASSA-PSS over a SHA-384 digest, MGF1 with SHA-384, a salt of 48 bytes."""
+    RSA_PSS_SHA512: _Algorithm.ValueType  # 9
+    """RSASSA-PSS over a SHA-512 digest, MGF1 with SHA-512, a salt of 64 bytes."""
+    ED25519: _Algorithm.ValueType  # 10
+    """Ed25519 over the whole message (RFC 8032, PureEdDSA): statements only, SignDigest refuses it."""
 
 class Algorithm(_Algorithm, metaclass=_AlgorithmEnumTypeWrapper):
     """How a key signs. The names are those of the configuration file, in upper case."""
@@ -47,6 +59,18 @@ RSA_PKCS1_SHA256: Algorithm.ValueType  # 3
 """RSASSA-PKCS1-v1_5 over a SHA-256 digest, modulus of 2048 to 4096 bits (RFC 8017, 8.2)."""
 RSA_PSS_SHA256: Algorithm.ValueType  # 4
 """RSASSA-PSS over a SHA-256 digest, MGF1 with SHA-256, a salt of 32 bytes (RFC 8017, 8.1)."""
+ECDSA_P521_SHA512: Algorithm.ValueType  # 5
+"""ECDSA on NIST P-521 over a SHA-512 digest; the signature is DER."""
+RSA_PKCS1_SHA384: Algorithm.ValueType  # 6
+"""RSASSA-PKCS1-v1_5 over a SHA-384 digest."""
+RSA_PKCS1_SHA512: Algorithm.ValueType  # 7
+"""RSASSA-PKCS1-v1_5 over a SHA-512 digest."""
+RSA_PSS_SHA384: Algorithm.ValueType  # 8
+"""RSASSA-PSS over a SHA-384 digest, MGF1 with SHA-384, a salt of 48 bytes."""
+RSA_PSS_SHA512: Algorithm.ValueType  # 9
+"""RSASSA-PSS over a SHA-512 digest, MGF1 with SHA-512, a salt of 64 bytes."""
+ED25519: Algorithm.ValueType  # 10
+"""Ed25519 over the whole message (RFC 8032, PureEdDSA): statements only, SignDigest refuses it."""
 Global___Algorithm: _TypeAlias = Algorithm  # noqa: Y015
 
 class _ErrorReason:

@@ -84,6 +84,7 @@ class Frame:
 
     group: Group
     open: set[int]
+    message_bytes: int = 0
 
     def deliver(self, results: Sequence[SignResult]) -> int:
         """Hand results to their calls, each position once; returns how many were ours."""

@@ -24,9 +24,10 @@ CKU_USER: Final = 1
 CKU_CONTEXT_SPECIFIC: Final = 2
 CKM_RSA_PKCS: Final = 0x1
 CKM_RSA_PKCS_PSS: Final = 0xD
-CKM_SHA256: Final = 0x250
 CKM_ECDSA: Final = 0x1041
-CKG_MGF1_SHA256: Final = 0x2
+CKM_EDDSA: Final = 0x1057
+_HASHES: Final = {"sha256": (0x250, 0x2, 32), "sha384": (0x260, 0x3, 48), "sha512": (0x270, 0x4, 64)}
+"""CKM_SHAxxx, CKG_MGF1_SHAxxx, and the digest's bytes, which are the salt's too."""
 SIGNATURE_BUFFER_BYTES: Final = 1024
 """Twice what the largest accepted key (RSA-4096) gives."""
 
@@ -146,13 +147,18 @@ class PssParameters(Structure):
     _fields_ = (("hashAlg", c_ulong), ("mgf", c_ulong), ("sLen", c_ulong))
 
 
-_PSS_SHA256: Final = PssParameters(CKM_SHA256, CKG_MGF1_SHA256, 32)
+_PSS: Final = {name: PssParameters(*numbers) for name, numbers in _HASHES.items()}
 
 
-def mechanism(kind: int) -> Mechanism:
-    """The CK_MECHANISM of a mechanism that this daemon signs with; RSA-PSS with SHA-256, MGF1-SHA256, 32 bytes of salt."""
+def mechanism(kind: int, hash_name: str) -> Mechanism:
+    """The CK_MECHANISM of a mechanism that this daemon signs with.
+
+    RSA-PSS takes the digest of `hash_name`, MGF1 with the same hash and a salt as long as the digest. Of
+    Ed25519 the parameter stays empty, which means PureEdDSA (PKCS#11 3.0, 2.3.14).
+    """
     if kind == CKM_RSA_PKCS_PSS:
-        return Mechanism(kind, ctypes.cast(ctypes.pointer(_PSS_SHA256), c_void_p), ctypes.sizeof(_PSS_SHA256))
+        parameters = _PSS[hash_name]
+        return Mechanism(kind, ctypes.cast(ctypes.pointer(parameters), c_void_p), ctypes.sizeof(parameters))
     return Mechanism(kind, None, 0)
 
 

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 import time
@@ -52,7 +53,10 @@ class Answers(Protocol):
 
 @dataclass(slots=True)
 class _Work:
-    """What is left of a Sign frame: operations that passed the checks, each with its position and sequence."""
+    """What is left of a Sign frame: operations that passed the checks, each with its position and sequence.
+
+    The bytes between are what C_Sign is given: the digest, or of Ed25519 the message.
+    """
 
     answers: Answers
     frame: int
@@ -150,11 +154,13 @@ class Engine:
         failed: list[NotSigned] = []
         seen: set[tuple[int, bytes]] = set()
         with self._accept_lock:  # the order of the ledger and the check for replays
-            for position, (index, leaf_hash, digest) in enumerate(message.operations):
+            for position, (index, leaf_hash, digest, whole) in enumerate(message.operations):
                 if len(leaf_hash) != LEAF_HASH_BYTES or index < 0:
                     why = "the host signs nothing without an intent: index and 32-byte leaf hash"
                 elif len(digest) != size:
                     why = f"{algorithm.value} signs a digest of {size} bytes, not of {len(digest)}"
+                elif algorithm.is_pure and hashlib.sha256(whole).digest() != digest:
+                    why = f"{algorithm.value} signs the message itself, and this one is not the digest's"
                 elif (index, leaf_hash) in seen or self._ledger.has_signed(index, leaf_hash):
                     why = f"intent {index} was signed before: an intent permits one signature"
                 else:
@@ -174,7 +180,10 @@ class Engine:
         if failed:
             answers.send(Results(message.id, [], failed, self.operation_seconds))
         if good:
-            numbered = [(p, operations[p].tbs, first + n) for n, p in enumerate(good)]
+            pure = algorithm.is_pure
+            numbered = [
+                (p, operations[p].message if pure else operations[p].tbs, first + n) for n, p in enumerate(good)
+            ]
             work = _Work(answers, message.id, message.uri, algorithm, numbered)
             if len(good) > 1 or not self._sign_here(work):
                 self._put(work)
@@ -339,12 +348,12 @@ class Engine:
         failed: list[NotSigned] = []
         clock = time.monotonic
         began = flushed = clock()
-        for position, digest, sequence in portion:
+        for position, signed_bytes, sequence in portion:
             if self._ending is not None:  # another thread found the token gone: these were not begun
                 failed.append(_unbegun(position, sequence, self._ending))
                 continue
             self._watchdog.begin(number, began)
-            result = self._sign_one(number, work, digest)
+            result = self._sign_one(number, work, signed_bytes)
             now = clock()
             self._watchdog.end(number)
             if isinstance(result, bytes):
@@ -379,8 +388,8 @@ class Engine:
             work.signed, work.failed, work.flushed = [], [], now
             work.answers.send(results)
 
-    def _sign_one(self, number: int, work: _Work, digest: bytes) -> bytes | NotSigned:
-        """Sign one digest; position and sequence of a NotSigned are the caller's to fill in."""
+    def _sign_one(self, number: int, work: _Work, signed: bytes) -> bytes | NotSigned:
+        """Sign one digest or message; position and sequence of a NotSigned are the caller's to fill in."""
         name = self._settings.name
         for attempt in (1, 2):
             try:
@@ -396,7 +405,7 @@ class Engine:
                 self._module.begin(session, work.uri, work.algorithm)
                 if key.always_authenticate:
                     self._authenticate(session)
-                return self._module.finish(session, key, work.algorithm, digest)
+                return self._module.finish(session, key, work.algorithm, signed)
             except KeyUnusable as error:
                 return _refusal(0, f"token {name}: {error}")
             except SignatureMalformed as error:

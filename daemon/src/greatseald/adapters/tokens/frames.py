@@ -29,10 +29,12 @@ import msgspec
 from greatseald.domain.tokens import TokenSettings
 from greatseald.ports.tokens import NotSigned, Operation, Signed
 
-VERSION: Final = 1
-MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+VERSION: Final = 2
+MAX_MESSAGE_BYTES: Final = 17 * 1024 * 1024
+"""The longest message that travels whole, for Ed25519: the largest statement with what DSSE puts before it."""
+MAX_FRAME_BYTES: Final = MAX_MESSAGE_BYTES + 1024 * 1024
 MAX_OPERATIONS: Final = 4096
-"""Operations in one Sign frame: each of about 150 bytes, so far under a frame."""
+"""Operations in one Sign frame: each of about 150 bytes, so far under a frame where they carry no message."""
 _LENGTH: Final = struct.Struct(">I")
 
 

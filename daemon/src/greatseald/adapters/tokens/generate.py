@@ -108,7 +108,8 @@ def _generate(session: Any, label: str, kind: str, curve: bytes | None, *, unuse
         "public_template": public,
     }
     if curve is not None:
-        parameters = session.create_domain_parameters(KeyType.EC, {Attribute.EC_PARAMS: curve}, local=True)
+        family = KeyType.EC_EDWARDS if kind == "ed25519" else KeyType.EC
+        parameters = session.create_domain_parameters(family, {Attribute.EC_PARAMS: curve}, local=True)
         return parameters.generate_keypair(**arguments)[1]
     return session.generate_keypair(KeyType.RSA, int(kind.removeprefix("rsa-")), **arguments)[1]
 

@@ -203,7 +203,7 @@ class Ledger:
         chain, highest, sequence = self._chain, self._highest, self.sequence
         out = bytearray()
         pack, sha256 = _BODY.pack, hashlib.sha256
-        for index, leaf_hash, digest in operations:
+        for index, leaf_hash, digest, _ in operations:
             sequence += 1
             highest = max(highest, index)
             body = pack(sequence, index, highest, len(digest), leaf_hash, digest)
@@ -212,7 +212,7 @@ class Ledger:
             out += chain
         self._write(bytes(out), len(HEADER) + self.sequence * RECORD_BYTES)
         self._chain, self._highest, self.sequence = chain, highest, sequence
-        for index, leaf_hash, _ in operations:
+        for index, leaf_hash, *_ in operations:
             self._remember(index, leaf_hash)
         return first
 

@@ -23,6 +23,7 @@ from greatseal.algorithms import RSA_MODULUS_BITS, Algorithm
 from greatseald.adapters.tokens.ckr import CKR
 from greatseald.adapters.tokens.cryptoki import (
     CKM_ECDSA,
+    CKM_EDDSA,
     CKM_RSA_PKCS,
     CKM_RSA_PKCS_PSS,
     CKU_CONTEXT_SPECIFIC,
@@ -34,26 +35,41 @@ from greatseald.adapters.tokens.cryptoki import (
 )
 from greatseald.adapters.tokens.latch import RetryCounter
 from greatseald.adapters.tokens.uris import PkcsUri, UriInvalid, parse_uri
-from greatseald.adapters.tokens.vendors import decode_ec_point, ecdsa_to_der
+from greatseald.adapters.tokens.vendors import decode_ec_point, decode_edwards_point, ecdsa_to_der
 
 MAX_OBJECTS_LISTED: Final = 20
-# DigestInfo of RFC 8017 section 9.2 for SHA-256, before the digest.
-_SHA256_DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")
+# DigestInfo of RFC 8017 section 9.2, before the digest.
+_DIGEST_INFO: Final[dict[Algorithm, bytes]] = {
+    Algorithm.RSA_PKCS1_SHA256: bytes.fromhex("3031300d060960864801650304020105000420"),
+    Algorithm.RSA_PKCS1_SHA384: bytes.fromhex("3041300d060960864801650304020205000430"),
+    Algorithm.RSA_PKCS1_SHA512: bytes.fromhex("3051300d060960864801650304020305000440"),
+}
 _CURVES: Final[dict[bytes, str]] = {
     bytes.fromhex("06082a8648ce3d030107"): "P-256",
     bytes.fromhex("06052b81040022"): "P-384",
+    bytes.fromhex("06052b81040023"): "P-521",
     b"\x13\x0asecp256r1": "P-256",
     b"\x13\x0aprime256v1": "P-256",
     b"\x13\x05P-256": "P-256",
     b"\x13\x09secp384r1": "P-384",
     b"\x13\x05P-384": "P-384",
+    b"\x13\x09secp521r1": "P-521",
+    b"\x13\x05P-521": "P-521",
 }
-_COORDINATE_BYTES: Final = {"P-256": 32, "P-384": 48}
+_EDWARDS_CURVES: Final = frozenset({bytes.fromhex("06032b6570"), b"\x13\x0cedwards25519", b"\x13\x07Ed25519"})
+"""CKA_EC_PARAMS of Ed25519: the OID of RFC 8410, or a printable string (PKCS#11 3.0, 2.3.10)."""
+_COORDINATE_BYTES: Final = {"P-256": 32, "P-384": 48, "P-521": 66}
 _MECHANISMS: Final[dict[Algorithm, int]] = {
     Algorithm.ECDSA_P256_SHA256: CKM_ECDSA,
     Algorithm.ECDSA_P384_SHA384: CKM_ECDSA,
+    Algorithm.ECDSA_P521_SHA512: CKM_ECDSA,
     Algorithm.RSA_PKCS1_SHA256: CKM_RSA_PKCS,
+    Algorithm.RSA_PKCS1_SHA384: CKM_RSA_PKCS,
+    Algorithm.RSA_PKCS1_SHA512: CKM_RSA_PKCS,
     Algorithm.RSA_PSS_SHA256: CKM_RSA_PKCS_PSS,
+    Algorithm.RSA_PSS_SHA384: CKM_RSA_PKCS_PSS,
+    Algorithm.RSA_PSS_SHA512: CKM_RSA_PKCS_PSS,
+    Algorithm.ED25519: CKM_EDDSA,
 }
 _NAME_PARTS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _RENAMED: Final = {
@@ -412,15 +428,18 @@ class Module:
             if kind == KeyType.EC:
                 curve = _curve(uri, _attribute(key, Attribute.EC_PARAMS))
                 spki = self._ec_public(session, uri, key, curve)
-                algorithm = Algorithm.ECDSA_P256_SHA256 if curve == "P-256" else Algorithm.ECDSA_P384_SHA384
-                description = KeyDescription(curve, spki, (algorithm,), always, _COORDINATE_BYTES[curve])
+                family = curve.replace("-", "").lower()
+                description = KeyDescription(curve, spki, _of_family(family), always, _COORDINATE_BYTES[curve])
             elif kind == KeyType.RSA:
-                spki = self._rsa_public(session, uri, key)
-                algorithms = (Algorithm.RSA_PKCS1_SHA256, Algorithm.RSA_PSS_SHA256)
-                description = KeyDescription("RSA", spki, algorithms, always)
+                description = KeyDescription("RSA", self._rsa_public(session, uri, key), _of_family("rsa"), always)
+            elif kind == KeyType.EC_EDWARDS:
+                _require_ed25519(uri, _attribute(key, Attribute.EC_PARAMS))
+                spki = self._edwards_public(session, uri, key)
+                description = KeyDescription("Ed25519", spki, _of_family("ed25519"), always)
             else:
                 message = (
-                    f"the private key of {uri} is of type {getattr(kind, 'name', kind)}: EC and RSA keys are supported"
+                    f"the private key of {uri} is of type {getattr(kind, 'name', kind)}: "
+                    "EC, Ed25519 and RSA keys are supported"
                 )
                 raise KeyUnusable(message)
         except pkcs11.PKCS11Error as error:
@@ -484,7 +503,12 @@ class Module:
     def _ec_public(self, session: Session, uri: str, key: Any, curve: str) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import ec
 
-        named = ec.SECP256R1() if curve == "P-256" else ec.SECP384R1()
+        curves: dict[str, ec.EllipticCurve] = {
+            "P-256": ec.SECP256R1(),
+            "P-384": ec.SECP384R1(),
+            "P-521": ec.SECP521R1(),
+        }
+        named = curves[curve]
         for source, item in self._public_candidates(session, key, KeyType.EC):
             if source == "certificate":
                 public = _certificate_key(item)
@@ -496,6 +520,20 @@ class Module:
                 continue
             with suppress(ValueError):  # not on the curve: the next candidate
                 return _spki(ec.EllipticCurvePublicKey.from_encoded_point(named, point))
+        raise KeyUnusable(_no_public_half(uri))
+
+    def _edwards_public(self, session: Session, uri: str, key: Any) -> bytes:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+
+        for source, item in self._public_candidates(session, key, KeyType.EC_EDWARDS):
+            if source == "certificate":
+                public = _certificate_key(item)
+                if isinstance(public, ed25519.Ed25519PublicKey):
+                    return _spki(public)
+                continue
+            point = decode_edwards_point(_attribute(item, Attribute.EC_POINT) or b"")
+            if point is not None:
+                return _spki(ed25519.Ed25519PublicKey.from_public_bytes(point))
         raise KeyUnusable(_no_public_half(uri))
 
     def _rsa_public(self, session: Session, uri: str, key: Any) -> bytes:
@@ -537,18 +575,16 @@ class Module:
         """The context-specific login that an always-authenticate key wants after C_SignInit; the return value."""
         return self.cryptoki.login(session.handle, CKU_CONTEXT_SPECIFIC, pin)
 
-    def finish(self, session: Session, key: KeyDescription, algorithm: Algorithm, digest: bytes) -> bytes:
-        """C_Sign for what `begin` began; DER for ECDSA.
+    def finish(self, session: Session, key: KeyDescription, algorithm: Algorithm, signed: bytes) -> bytes:
+        """C_Sign of the digest, or of Ed25519 the message, for what `begin` began; DER for ECDSA.
 
         Raises:
             CryptokiError: it failed; only by its value is it known whether a signature was made.
             SignatureMalformed: it gave something else than a signature.
         """
-        if algorithm is Algorithm.RSA_PKCS1_SHA256:
-            return session.buffer.finish(session.handle, _SHA256_DIGEST_INFO + digest)
-        signature = session.buffer.finish(session.handle, digest)
         if not key.coordinate_bytes:
-            return signature
+            return session.buffer.finish(session.handle, _DIGEST_INFO.get(algorithm, b"") + signed)
+        signature = session.buffer.finish(session.handle, signed)
         der = ecdsa_to_der(signature, key.coordinate_bytes)
         if der is None:
             message = f"C_Sign gave {len(signature)} bytes, which are no ECDSA signature on {key.kind}"
@@ -560,7 +596,11 @@ class SignatureMalformed(Exception):
     """The token gave something that is no signature; it has to be taken as having signed."""
 
 
-_PREPARED: Final = {algorithm: mechanism(kind) for algorithm, kind in _MECHANISMS.items()}
+_PREPARED: Final = {algorithm: mechanism(kind, algorithm.hash_name) for algorithm, kind in _MECHANISMS.items()}
+
+
+def _of_family(family: str) -> tuple[Algorithm, ...]:
+    return tuple(algorithm for algorithm in Algorithm if algorithm.family == family)
 
 
 def _attribute(item: Any, attribute: Attribute) -> Any:
@@ -598,9 +638,18 @@ def _curve(uri: str, parameters: bytes | None) -> str:
     curve = _CURVES.get(parameters or b"")
     if curve is None:
         shown = parameters.hex() if parameters else "unknown"
-        message = f"the EC key of {uri} is on a curve with CKA_EC_PARAMS {shown[:64]}: P-256 and P-384 are supported"
+        message = (
+            f"the EC key of {uri} is on a curve with CKA_EC_PARAMS {shown[:64]}: P-256, P-384 and P-521 are supported"
+        )
         raise KeyUnusable(message)
     return curve
+
+
+def _require_ed25519(uri: str, parameters: bytes | None) -> None:
+    if parameters not in _EDWARDS_CURVES:
+        shown = parameters.hex() if parameters else "unknown"
+        message = f"the Edwards key of {uri} is on a curve with CKA_EC_PARAMS {shown[:64]}: Ed25519 is supported"
+        raise KeyUnusable(message)
 
 
 def _certificate_key(item: Any) -> Any:

@@ -25,7 +25,7 @@ import msgspec
 from greatseald.adapters.durable import write_durably
 from greatseald.adapters.tokens.launch import host_environment
 
-KEY_KINDS: Final = ("ec-p256", "ec-p384", "rsa-2048", "rsa-3072", "rsa-4096")
+KEY_KINDS: Final = ("ec-p256", "ec-p384", "ec-p521", "rsa-2048", "rsa-3072", "rsa-4096", "ed25519")
 SOFTHSM_MODULES: Final = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -36,6 +36,8 @@ _CHILD_SECONDS: Final = 120.0
 _CURVE_PARAMETERS: Final = {
     "ec-p256": bytes.fromhex("06082a8648ce3d030107"),
     "ec-p384": bytes.fromhex("06052b81040022"),
+    "ec-p521": bytes.fromhex("06052b81040023"),
+    "ed25519": bytes.fromhex("06032b6570"),
 }
 
 

@@ -54,6 +54,10 @@ _PING_SECONDS: Final = 5.0
 _WINDOW_SECONDS: Final = 0.08
 _MAX_WINDOW: Final = 2048
 _FRAME_OPERATIONS: Final = 512
+_FRAME_MESSAGES: Final = 1024 * 1024
+"""Bytes of whole messages (Ed25519) in one frame; a single longer one has a frame of its own."""
+_MAX_MESSAGES: Final = 8 * 1024 * 1024
+"""Bytes of whole messages that a host has at a time, unless a single one is longer."""
 _FAILURES_IN_A_ROW: Final = 16
 """Operations that end unknown one after the other in a living host before it is replaced; one in a host that is tried."""
 
@@ -82,6 +86,7 @@ class SupervisedToken:
         # Work that the host has, oldest first: Sign frames, searches and pings by their number.
         self._handed: dict[int, Frame | str] = {}
         self._outstanding = 0
+        self._messages = 0
         self._next_id = 0
         self._operation_seconds = 0.0
         self._failures_in_a_row = 0
@@ -237,14 +242,20 @@ class SupervisedToken:
         while self._waiting and (room := window - self._outstanding) > 0:
             group = self._waiting[0]
             count = min(len(group.operations), room, _FRAME_OPERATIONS)
+            size = 0
+            if group.algorithm.is_pure:
+                count, size = _fitting(group.operations, count)
+                if self._messages and self._messages + size > _MAX_MESSAGES:
+                    return
             if count == len(group.operations):
                 self._waiting.popleft()
             else:
                 group = group.split(count)
             number = self._number()
             message = Sign(number, group.uri, group.algorithm.value, group.operations)
-            self._hand_over(number, Frame(group, set(range(count))))
+            self._hand_over(number, Frame(group, set(range(count)), size))
             self._outstanding += count
+            self._messages += size
             connection.send(message)
 
     def _hand_over(self, number: int, item: Frame | str) -> None:
@@ -320,7 +331,9 @@ class SupervisedToken:
         self._taken_back(number)
 
     def _taken_back(self, number: int) -> None:
-        self._handed.pop(number, None)
+        item = self._handed.pop(number, None)
+        if isinstance(item, Frame):
+            self._messages -= item.message_bytes
         if not self._handed:
             self._idle.set()
             if self._leaving and self._connection is not None:
@@ -433,7 +446,7 @@ class SupervisedToken:
         """Everything that the lost host had, and has not answered, gets its answer now."""
         reason = self._named(connection.reason)
         detail = f"{reason}; the token may have signed"
-        handed, self._handed, self._outstanding = self._handed, {}, 0
+        handed, self._handed, self._outstanding, self._messages = self._handed, {}, 0, 0
         self._idle.set()
         for number, item in handed.items():
             if isinstance(item, Frame):
@@ -478,3 +491,14 @@ class SupervisedToken:
             self._on_fatal(error)
         else:
             raise error
+
+
+def _fitting(operations: Sequence[Operation], most: int) -> tuple[int, int]:
+    """How many of the first `most` operations one frame takes with their messages, at least one, and the messages' bytes."""
+    size = len(operations[0].message)
+    for count in range(1, most):
+        more = len(operations[count].message)
+        if size + more > _FRAME_MESSAGES:
+            return count, size
+        size += more
+    return most, size

@@ -56,6 +56,16 @@ def decode_ec_point(data: bytes, coordinate_bytes: int) -> bytes | None:
     return None
 
 
+def decode_edwards_point(data: bytes) -> bytes | None:
+    """The 32 bytes of an Ed25519 public key in a CKA_EC_POINT, None where there are none.
+
+    The specification wants a DER OCTET STRING around them; modules also give them bare, as a BIT STRING, or
+    as a whole SubjectPublicKeyInfo, in which they stand last. Whether a guess was right shows at the first
+    signature, which is verified before it is released.
+    """
+    return data[-32:] if len(data) in {32, 34, 35, 44} else None
+
+
 def ecdsa_to_der(signature: bytes, coordinate_bytes: int) -> bytes | None:
     """The DER form of what C_Sign gave for CKM_ECDSA, None if it cannot be a signature on that curve.
 
@@ -73,15 +83,20 @@ def ecdsa_to_der(signature: bytes, coordinate_bytes: int) -> bytes | None:
         r = b"\0" + r
     if s[0] & 0x80:
         s = b"\0" + s
-    # P-256 and P-384 stay under 128 bytes of content, so every length is one byte.
-    return bytes((_DER_SEQUENCE, len(r) + len(s) + 4, 2, len(r))) + r + bytes((2, len(s))) + s
+    content = bytes((2, len(r))) + r + bytes((2, len(s))) + s
+    # Only P-521 goes beyond 127 bytes of content, whose length then takes two bytes.
+    length = len(content)
+    return bytes((_DER_SEQUENCE, length) if length < 128 else (_DER_SEQUENCE, 0x81, length)) + content
 
 
 def _is_der(signature: bytes, coordinate_bytes: int) -> bool:
     """Whether this is SEQUENCE { INTEGER, INTEGER } with integers of the curve's size."""
-    if len(signature) < 8 or signature[0] != _DER_SEQUENCE or signature[1] != len(signature) - 2:
+    if len(signature) < 8 or signature[0] != _DER_SEQUENCE:
         return False
-    rest = signature[2:]
+    head = 3 if signature[1] == 0x81 else 2
+    length, rest = signature[head - 1], signature[head:]
+    if length != len(rest) or (length >= 128) != (head == 3):
+        return False
     for _ in range(2):
         if len(rest) < 2 or rest[0] != 2 or not 0 < rest[1] <= coordinate_bytes + 1:
             return False
