@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 ROOT: Final = Path(__file__).resolve().parent.parent
 FILES: Final = ROOT / "requirements"
 OWN: Final = frozenset({"greatseal", "greatseald"})
-EXTRAS: Final = ("pkcs11", "postgres")
+EXTRAS: Final = ("pkcs11", "postgres", "yubikey")
 NAMES: Final = ("dev", "client", "daemon")  # dev first: it constrains the others
 _PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
 _HOST: Final = re.compile(r"://|(?:^|\s)(?:-e|--(?:extra-)?index-url|--find-links|file:)|(?:^|\s)/", re.MULTILINE)
