@@ -10,7 +10,7 @@ attestation chain. It guards nothing: whoever runs it holds its private keys. `S
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import secrets
 import threading
 import time
@@ -39,6 +39,15 @@ NO_OBJECT, NO_INSTRUCTION, WRONG_LENGTH, WRONG_P1P2 = 0x6A82, 0x6D00, 0x6700, 0x
 CURVES: dict[int, ec.EllipticCurve] = {0x11: ec.SECP256R1(), 0x14: ec.SECP384R1()}
 RSA_BITS = {0x06: 1024, 0x07: 2048, 0x05: 3072, 0x16: 4096}
 ED25519 = 0xE0
+KINDS = {
+    "ECCP256": 0x11,
+    "ECCP384": 0x14,
+    "RSA1024": 0x06,
+    "RSA2048": 0x07,
+    "RSA3072": 0x05,
+    "RSA4096": 0x16,
+    "ED25519": ED25519,
+}
 MANAGEMENT_KEY_BYTES = {0x03: 24, 0x08: 16, 0x0A: 24, 0x0C: 32}
 YUBICO = "1.3.6.1.4.1.41482.3."
 
@@ -151,8 +160,8 @@ def _certificate(
         .issuer_name(name(issuer))
         .public_key(public)  # type: ignore[arg-type]
         .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.datetime(2016, 3, 14, tzinfo=datetime.UTC))
-        .not_valid_after(datetime.datetime(2052, 4, 17, tzinfo=datetime.UTC))
+        .not_valid_before(dt.datetime(2016, 3, 14, tzinfo=dt.UTC))
+        .not_valid_after(dt.datetime(2052, 4, 17, tzinfo=dt.UTC))
     )
     if ca:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -381,6 +390,21 @@ class VirtualYubiKey:
     def _policies(self, slot: int, fields: dict[int, bytes]) -> tuple[int, int]:
         default = {0x9C: PIN_ALWAYS, 0x9E: PIN_NEVER}.get(slot, PIN_ONCE)
         return fields.get(0xAA, b"\0")[0] or default, fields.get(0xAB, b"\0")[0] or TOUCH_NEVER
+
+    def generate(self, slot: int, kind: str, pin_policy: str, touch_policy: str, *, imported: bool = False) -> bytes:
+        """Put a key into a slot without any APDU, as if it had been there for long; returns its SubjectPublicKeyInfo."""
+        number = KINDS[kind]
+        private: Private
+        if number in CURVES:
+            private = ec.generate_private_key(CURVES[number])
+        elif number in RSA_BITS:
+            private = rsa.generate_private_key(65537, RSA_BITS[number])
+        else:
+            private = ed25519.Ed25519PrivateKey.generate()
+        pin = {"NEVER": PIN_NEVER, "ONCE": PIN_ONCE, "ALWAYS": PIN_ALWAYS}[pin_policy]
+        touch = {"NEVER": TOUCH_NEVER, "ALWAYS": TOUCH_ALWAYS, "CACHED": TOUCH_CACHED}[touch_policy]
+        self.keys[slot] = Key(number, private, pin, touch, generated=not imported)
+        return private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
     def _generate(self, slot: int, body: bytes) -> bytes:
         self._require_management()

@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
+from smartcard import scard
 from virtual_yubikey import ATR, Issuer, VirtualYubiKey
 
 DRIVER = Path("/usr/lib/pcsc/drivers/serial/libifdvpcd.so")
@@ -61,6 +62,10 @@ class Reader(threading.Thread):
         self.card, self.port = card, port
         self._inserted = threading.Event()
         self._socket: socket.socket | None = None
+
+    @property
+    def is_inserted(self) -> bool:
+        return self._inserted.is_set()
 
     def insert(self) -> None:
         self.card.power()
@@ -141,6 +146,22 @@ class Rig:
             if time.monotonic() > deadline or self.pcscd.poll() is not None:
                 raise RuntimeError("pcscd did not start: " + (self.directory / "pcscd.log").read_text())
             time.sleep(0.01)
+        self._await_cards()
+
+    def _await_cards(self) -> None:
+        """Return once pcscd has seen every card that is in its reader."""
+        wanted = sum(reader.is_inserted for reader in self.readers.values())
+        deadline = time.monotonic() + 10
+        _, context = scard.SCardEstablishContext(scard.SCARD_SCOPE_USER)
+        while True:
+            _, names = scard.SCardListReaders(context, [])
+            _, states = scard.SCardGetStatusChange(context, 0, [(name, scard.SCARD_STATE_UNAWARE) for name in names])
+            if sum(bool(state & scard.SCARD_STATE_PRESENT) for _, state, _ in states) >= wanted:
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError("pcscd sees no cards: " + (self.directory / "pcscd.log").read_text())
+            time.sleep(0.02)
+        scard.SCardReleaseContext(context)
 
     def stop(self) -> None:
         if self.pcscd is not None:
@@ -166,6 +187,8 @@ class Rig:
                 reader.insert()
             elif what == "eject":
                 reader.eject()
+            elif what == "generate":
+                return {"spki": card.generate(**command).hex()}  # type: ignore[arg-type]
             elif what == "switch":
                 card.switches.set(command)
             elif what == "set":  # the state of a device that somebody has used
@@ -198,7 +221,8 @@ def main() -> None:
                 answer = {"error": repr(error)}
             stream.write(json.dumps(answer).encode() + b"\n")
             stream.flush()
-    rig.stop()
+    if rig.pcscd is not None:  # it takes a second to stop by itself, and nobody is left to notice
+        rig.pcscd.kill()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -101,13 +101,18 @@ class YubiKeyRig:
         """How many `signatures` it made and PIN `verifications` it answered, the `tries` left, whether it is `waiting`."""
         return self._do("look", serial=serial)
 
+    def generate(self, serial: int, slot: int, kind: str, pin_policy: str, touch_policy: str, **more: Any) -> bytes:
+        """Have a key in the device already; returns its SubjectPublicKeyInfo."""
+        policies = {"pin_policy": pin_policy, "touch_policy": touch_policy}
+        return bytes.fromhex(self._do("generate", serial=serial, slot=slot, kind=kind, **policies, **more)["spki"])
+
     def stop_pcscd(self) -> None:
         self._do("stop-pcscd")
 
     def start_pcscd(self) -> None:
         self._do("start-pcscd")
 
-    def __enter__(self) -> YubiKeyRig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
