@@ -298,6 +298,9 @@ def _check_tokens(tokens: Sequence[Any], report: Report) -> None:
             pin_file = token.pin_file
             _attempt(report, ("tokens", number, "pin_file"), lambda path=pin_file: check_secret_mode(path))  # type: ignore[misc]
         if token.type != "pkcs11":
+            if token.management_key_file is not None:
+                secret = token.management_key_file
+                _attempt(report, ("tokens", number, "management_key_file"), lambda path=secret: check_secret_mode(path))  # type: ignore[misc]
             for place, path in enumerate(token.attestation_roots):
                 where = ("tokens", number, "attestation_roots", place)
                 _attempt(report, where, lambda path=path: read_certificates(path))  # type: ignore[misc]

@@ -236,7 +236,7 @@ class HostedTable(Table):
     @classmethod
     def _empty_means_absent(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            optional = ("host_socket", "pin_file", "state_dir")
+            optional = ("host_socket", "management_key_file", "pin_file", "state_dir")
             return {key: value for key, value in values.items() if key not in optional or value != ""}
         return values
 
@@ -276,6 +276,7 @@ class YubiKeyTable(HostedTable):
     serial: Annotated[str, AfterValidator(_yubikey_serial)]
     touch_timeout: Annotated[float, Field(ge=1, le=300)] = 15.0
     attestation_roots: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
+    management_key_file: FilePath | None = None
 
     def settings(self) -> TokenSettings:
         """The table as hosts and supervisors know it, once its paths were resolved."""

@@ -176,8 +176,11 @@ def open_device(settings: TokenSettings, on_touch: OnTouch) -> tuple[Device, Tok
         DeviceUnusable, TokenNotFound, DeviceError, UriInvalid: as their names say.
     """
     if settings.kind == "yubikey-piv":
-        from greatseald.adapters.tokens.yubikey.device import open_yubikey
-
+        try:
+            from greatseald.adapters.tokens.yubikey.device import open_yubikey
+        except ImportError as error:
+            message = f"YubiKeys need the extra `yubikey` (pip install 'greatseald[yubikey]'): {error}"
+            raise DeviceUnusable(message) from error
         return open_yubikey(settings, on_touch)
     from greatseald.adapters.tokens.pkcs11 import Module
     from greatseald.adapters.tokens.uris import parse_uri
