@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from greatseal.ids import new_request_id
     from greatseal.messages import (
+        Capability,
         ConsistencyProof,
         DigestRequest,
         Entry,
@@ -54,12 +55,13 @@ if TYPE_CHECKING:
         Signature,
         SignedCheckpoint,
         StatementRequest,
+        Token,
         WhoAmI,
     )
     from greatseal.note import VerifierKey
     from greatseal.profile import Profile
     from greatseal.receipt import Receipt, VerifiedReceipt
-    from greatseal.signatures import load_public_key, verify_digest
+    from greatseal.signatures import load_public_key, verify_digest, verify_message
     from greatseal.version import VERSION
 
     __version__ = VERSION
@@ -90,6 +92,7 @@ _HOMES = {
     ),
     "ids": ("new_request_id",),
     "messages": (
+        "Capability",
         "ConsistencyProof",
         "DigestRequest",
         "Entry",
@@ -100,18 +103,20 @@ _HOMES = {
         "Signature",
         "SignedCheckpoint",
         "StatementRequest",
+        "Token",
         "WhoAmI",
     ),
     "note": ("VerifierKey",),
     "profile": ("Profile",),
     "receipt": ("Receipt", "VerifiedReceipt"),
-    "signatures": ("load_public_key", "verify_digest"),
+    "signatures": ("load_public_key", "verify_digest", "verify_message"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # the same names once more, for tools that read and do not run
     "Algorithm",
     "AsyncClient",
+    "Capability",
     "Checkpoint",
     "Client",
     "ConnectionRefused",
@@ -140,6 +145,7 @@ __all__ = [  # the same names once more, for tools that read and do not run
     "Signature",
     "SignedCheckpoint",
     "StatementRequest",
+    "Token",
     "Unavailable",
     "UsageError",
     "VerificationFailed",
@@ -151,6 +157,7 @@ __all__ = [  # the same names once more, for tools that read and do not run
     "new_request_id",
     "open_checkpoint",
     "verify_digest",
+    "verify_message",
 ]
 
 

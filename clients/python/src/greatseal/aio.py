@@ -60,6 +60,7 @@ class AsyncClient:
         self._calls = Calls(profile, public_keys=public_keys)
         self._connection = _Connection(profile, on_retry)
         self.keys = AsyncKeys(self._calls, self._connection)
+        self.tokens = AsyncTokens(self._calls, self._connection)
         self.audit = AsyncAudit(self._calls, self._connection)
 
     @classmethod
@@ -161,6 +162,28 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+class AsyncTokens:
+    """The tokens; takes the action `readTokens`."""
+
+    def __init__(self, calls: Calls, connection: _Connection) -> None:
+        self._calls = calls
+        self._connection = connection
+
+    async def list(self, *, timeout: float | None = None) -> AsyncIterator[messages.Token]:
+        """Iterate over the tokens by name, page by page; `timeout` is for each page."""
+        token = ""
+        while True:
+            page, token = await self._connection.run(self._calls.token_page(token, timeout))
+            for item in page:
+                yield item
+            if not token:
+                return
+
+    async def get(self, name: str, *, timeout: float | None = None) -> messages.Token:
+        """Return one token, `tokens/{token}`."""
+        return await self._connection.run(self._calls.token(name, timeout))
 
 
 class AsyncKeys:

@@ -187,6 +187,16 @@ class Calls:
         """Read one key."""
         return wire.key((yield from self._ask("GetKey", wire.get_key_request(key_name(name)), self._deadline(timeout))))
 
+    def token_page(self, page_token: str, timeout: float | None) -> Talk[tuple[list[messages.Token], str]]:
+        """Read one page of tokens and the page token of the next."""
+        answer = yield from self._ask("ListTokens", wire.list_tokens_request(page_token), self._deadline(timeout))
+        return [wire.token(token) for token in answer.tokens], _next_page(answer, page_token, some=True)
+
+    def token(self, name: str, timeout: float | None) -> Talk[messages.Token]:
+        """Read one token; `soft` is short for `tokens/soft`."""
+        request = wire.get_token_request(name if "/" in name else f"tokens/{name}")
+        return wire.token((yield from self._ask("GetToken", request, self._deadline(timeout))))
+
     def public_key(self, name: str, timeout: float | None) -> Talk[messages.PublicKey]:
         """Read a public key; signatures by it are verified from now on."""
         request = wire.get_public_key_request(key_name(name))

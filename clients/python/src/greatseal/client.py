@@ -59,6 +59,7 @@ class Client:
         self._calls = Calls(profile, public_keys=public_keys)
         self._connection = _Connection(profile, on_retry)
         self.keys = Keys(self._calls, self._connection)
+        self.tokens = Tokens(self._calls, self._connection)
         self.audit = Audit(self._calls, self._connection)
 
     @classmethod
@@ -160,6 +161,27 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Tokens:
+    """The tokens; takes the action `readTokens`."""
+
+    def __init__(self, calls: Calls, connection: _Connection) -> None:
+        self._calls = calls
+        self._connection = connection
+
+    def list(self, *, timeout: float | None = None) -> Iterator[messages.Token]:
+        """Iterate over the tokens by name, page by page; `timeout` is for each page."""
+        token = ""
+        while True:
+            page, token = self._connection.run(self._calls.token_page(token, timeout))
+            yield from page
+            if not token:
+                return
+
+    def get(self, name: str, *, timeout: float | None = None) -> messages.Token:
+        """Return one token, `tokens/{token}`."""
+        return self._connection.run(self._calls.token(name, timeout))
 
 
 class Keys:

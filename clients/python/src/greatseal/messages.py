@@ -157,6 +157,32 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Capability:
+    """How a token stands to an algorithm: whether it lists the mechanism, and whether it accepted it for a key."""
+
+    algorithm: Algorithm
+    advertised: bool
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token: its state (STARTING, READY, UNREACHABLE or LOCKED), what it says of itself, what it can do, the keys in it."""
+
+    name: str
+    state: str
+    state_detail: str
+    serial: str
+    label: str
+    manufacturer: str
+    model: str
+    firmware: str
+    sessions: int
+    capabilities: tuple[Capability, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PublicKey:
     """The public half of a key version.
 

@@ -20,7 +20,7 @@ from greatseal.algorithms import Algorithm
 from greatseal.receipt import Logged, Receipt
 from greatseal.text import clean
 from greatseal.tlog import split_hashes
-from greatseal.v1 import audit_pb2, identity_pb2, key_pb2, signing_pb2, types_pb2
+from greatseal.v1 import audit_pb2, identity_pb2, key_pb2, signing_pb2, token_pb2, types_pb2
 
 ERROR_DOMAIN: Final = "greatseal"
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -227,6 +227,16 @@ def get_key_request(name: str) -> key_pb2.GetKeyRequest:
     return key_pb2.GetKeyRequest(name=name)
 
 
+def list_tokens_request(page_token: str) -> token_pb2.ListTokensRequest:
+    """Return the request for a page of tokens."""
+    return token_pb2.ListTokensRequest(page_token=page_token)
+
+
+def get_token_request(name: str) -> token_pb2.GetTokenRequest:
+    """Return the request for a token."""
+    return token_pb2.GetTokenRequest(name=name)
+
+
 def get_public_key_request(name: str) -> key_pb2.GetPublicKeyRequest:
     """Return the request for a public key."""
     return key_pb2.GetPublicKeyRequest(name=name)
@@ -323,6 +333,28 @@ def key(answer: key_pb2.Key) -> messages.Key:
         state_detail=clean(answer.state_detail),
         spki_sha256=answer.spki_sha256,
         allowed_actions=_texts(answer.allowed_actions),
+    )
+
+
+def token(answer: token_pb2.Token) -> messages.Token:
+    """Return a token."""
+    known = answer.state in token_pb2.TokenState.values()
+    return messages.Token(
+        name=clean(answer.name),
+        state=token_pb2.TokenState.Name(answer.state) if known else f"STATE_{answer.state}",
+        state_detail=clean(answer.state_detail),
+        serial=clean(answer.serial),
+        label=clean(answer.label),
+        manufacturer=clean(answer.manufacturer),
+        model=clean(answer.model),
+        firmware=clean(answer.firmware),
+        sessions=answer.sessions,
+        capabilities=tuple(
+            messages.Capability(algorithm, each.advertised, each.proven)
+            for each in answer.capabilities
+            for algorithm in _known_algorithms([each.algorithm])
+        ),
+        keys=_texts(answer.keys),
     )
 
 

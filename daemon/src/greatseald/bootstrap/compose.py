@@ -45,6 +45,7 @@ from greatseald.rpc.identity import IdentityService
 from greatseald.rpc.keys import KeyService
 from greatseald.rpc.server import Methods
 from greatseald.rpc.signing import SigningService
+from greatseald.rpc.tokens import TokenService
 
 VERSION: Final = installed_version("greatseald")
 _VERIFIERS: Final = 2
@@ -183,6 +184,7 @@ def build_methods(core: Core, log: AuditLog, gate: Gate, health: HealthService, 
     return {
         **SigningService(core.signing, core.access, metrics).handlers(gate),
         **KeyService(core.keys, core.access).handlers(gate),
+        **TokenService(core.tokens, core.keys, core.access).handlers(gate),
         **AuditService(log, core.access).handlers(gate),
         **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
         **health.handlers(gate),

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from greatseal.cli import audit, keys, receipts, sign
+from greatseal.cli import audit, keys, receipts, sign, tokens
 from greatseal.cli.failures import report
 from greatseal.cli.models import sign_model_command, verify_model_command
 from greatseal.cli.session import JsonOption, Session, session_of
@@ -50,6 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _keys = _group("The keys that you may read.")
+_tokens = _group("The tokens that hold the keys.")
 _sign = _group("Have something signed.")
 _verify = _group("Verify what was signed, offline.")
 _audit = _group("Read and check the audit log.")
@@ -57,6 +58,7 @@ _receipt = _group("Receipts: the evidence that a signature stands in the log.")
 
 _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ...]], ...] = (
     ("keys", _keys, (("list", keys.list_keys), ("show", keys.show), ("public", keys.public))),
+    ("tokens", _tokens, (("list", tokens.list_tokens), ("show", tokens.show))),
     ("sign", _sign, (("model", sign_model_command), ("digest", sign.digest), ("statement", sign.statement))),
     ("verify", _verify, (("model", verify_model_command),)),
     (

@@ -58,6 +58,7 @@ _FRAME_MESSAGES: Final = 1024 * 1024
 """Bytes of whole messages (Ed25519) in one frame; a single longer one has a frame of its own."""
 _MAX_MESSAGES: Final = 8 * 1024 * 1024
 """Bytes of whole messages that a host has at a time, unless a single one is longer."""
+_ALGORITHM_NAMES: Final = frozenset(algorithm.value for algorithm in Algorithm)
 _FAILURES_IN_A_ROW: Final = 16
 """Operations that end unknown one after the other in a living host before it is replaced; one in a host that is tried."""
 
@@ -411,6 +412,8 @@ class SupervisedToken:
             manufacturer=greeting.manufacturer,
             model=greeting.model,
             firmware=greeting.firmware,
+            sessions=greeting.sessions,
+            advertised=tuple(Algorithm(name) for name in greeting.algorithms if name in _ALGORITHM_NAMES),
         )
         self._ready = True
         self._leaving = False

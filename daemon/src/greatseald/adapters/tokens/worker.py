@@ -177,6 +177,8 @@ class Worker:
             model=description.model,
             firmware=description.firmware,
             sequence=self._ledger.sequence,
+            sessions=sessions,
+            algorithms=[algorithm.value for algorithm in module.advertised()],
             notes=notes,
         )
 
