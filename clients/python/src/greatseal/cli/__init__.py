@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from greatseal.cli import audit, keys, receipts, sign, tokens
 from greatseal.cli.failures import report
+from greatseal.cli.many import sign_models_command
 from greatseal.cli.models import sign_model_command, verify_model_command
 from greatseal.cli.session import JsonOption, Session, session_of
 from greatseal.version import VERSION
@@ -59,7 +60,16 @@ _receipt = _group("Receipts: the evidence that a signature stands in the log.")
 _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ...]], ...] = (
     ("keys", _keys, (("list", keys.list_keys), ("show", keys.show), ("public", keys.public))),
     ("tokens", _tokens, (("list", tokens.list_tokens), ("show", tokens.show))),
-    ("sign", _sign, (("model", sign_model_command), ("digest", sign.digest), ("statement", sign.statement))),
+    (
+        "sign",
+        _sign,
+        (
+            ("model", sign_model_command),
+            ("models", sign_models_command),
+            ("digest", sign.digest),
+            ("statement", sign.statement),
+        ),
+    ),
     ("verify", _verify, (("model", verify_model_command),)),
     (
         "audit",

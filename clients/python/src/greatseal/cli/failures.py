@@ -42,6 +42,11 @@ def report(error: BaseException, *, as_json: bool) -> int:
     return code
 
 
+def describe(error: GreatsealError) -> dict[str, Any]:
+    """Return an error as the object that `--json` writes."""
+    return _describe(error, error.exit_code)
+
+
 def _describe(error: BaseException, code: int) -> dict[str, Any]:
     described: dict[str, Any] = {"kind": type(error).__name__, "message": _message(error), "exit_code": code}
     notes = getattr(error, "__notes__", [])
