@@ -21,8 +21,9 @@ SIGN: Final = "sign"
 SIGN_BLIND: Final = "signBlind"
 READ_KEYS: Final = "readKeys"
 READ_AUDIT: Final = "readAudit"
+REFLECT: Final = "reflect"
 
-ACTIONS: Final = (SIGN, SIGN_BLIND, READ_KEYS, READ_AUDIT)
+ACTIONS: Final = (SIGN, SIGN_BLIND, READ_KEYS, READ_AUDIT, REFLECT)
 """The actions that a rule can allow."""
 
 ANY: Final = "*"
