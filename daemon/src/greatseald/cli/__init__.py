@@ -109,7 +109,7 @@ def host(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="The token, which has a host_socket.")],
     config: ConfigOption,
     front: Annotated[
-        str, typer.Option(metavar="USER", help="The only user that may connect; without it one's own.")
+        str, typer.Option(metavar="USER", help="The only user that may connect, name or number; without it one's own.")
     ] = "",
 ) -> None:
     """Run the host of one token as a unit of its own: it reads the PIN and signs; `serve` never does."""

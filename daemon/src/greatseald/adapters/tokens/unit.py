@@ -39,6 +39,7 @@ _PING_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 30.0
 _BACKLOG: Final = 16
 EXIT_USAGE: Final = 2
+_MAX_UID: Final = (1 << 32) - 1
 _NO_RELOAD: Final = (
     "SIGHUP changes nothing: module, PIN and sessions are read when a host starts. Restart this unit, and the front "
     "reconnects; rules and certificates are the front's"
@@ -89,6 +90,11 @@ def _front_user(name: str) -> tuple[int, int | None]:
     """The user id that may connect, and the group that the socket is for (None: only our own user)."""
     if not name:
         return os.geteuid(), None
+    if name.isdecimal() and int(name) < _MAX_UID:  # containers know no names
+        try:
+            return int(name), pwd.getpwuid(int(name)).pw_gid
+        except KeyError:
+            return int(name), int(name)
     try:
         entry = pwd.getpwnam(name)
     except KeyError as error:
