@@ -137,10 +137,20 @@ def _no_new_code() -> None:
     ctypes.CDLL(None).prctl(PR_SET_MDWE, 1, 0, 0, 0)
 
 
-def popen_as(user: User, *command: str | Path, env: Mapping[str, str] | None = None, **options: object):
-    """Start a command as another user without capabilities, unable to make code in memory."""
+def popen_as(
+    user: User,
+    *command: str | Path,
+    env: Mapping[str, str] | None = None,
+    traced: Path | None = None,
+    **options: object,
+):
+    """Start a command as another user without capabilities, unable to make code in memory.
+
+    `traced` gets the names of the system calls that it and its children made, once all have ended.
+    """
     environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **(env or {})}
-    words = [*user.wrap(), *map(str, command)]
+    trace = ["strace", "-D", "-f", "-qq", "-c", "-U", "name", "-o", str(traced)] if traced else []
+    words = [*trace, *user.wrap(), *map(str, command)]
     return subprocess.Popen(words, env=environment, cwd="/", preexec_fn=_no_new_code, **options)  # noqa: PLW1509
 
 

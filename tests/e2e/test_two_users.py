@@ -82,11 +82,13 @@ class Site:
         return self.errors[name].read_text()
 
     @contextmanager
-    def started(self, tree: Tree, name: str, user: User, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    def started(
+        self, tree: Tree, name: str, user: User, *arguments: str, traced: Path | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
         environment = {"NOTIFY_SOCKET": str(self.managers[name].path)}
         command = [tree.command, *arguments, "--config", self.deployment.config]
         with self.errors[name].open("wb") as stderr:
-            process = popen_as(user, *command, env=environment, stderr=stderr, stdout=stderr)
+            process = popen_as(user, *command, env=environment, traced=traced, stderr=stderr, stdout=stderr)
         try:
             self.managers[name].wait_for("READY=1", lambda: process.poll() is None, lambda: self.said(name))
             yield process
@@ -100,7 +102,7 @@ class Site:
 
 @pytest.fixture
 def site(tree: Tree) -> Iterator[Site]:
-    made = Site(tree, "site")
+    made = Site(tree, f"site{len(list(tree.directory.glob('site*')))}")
     yield made
     for manager in made.managers.values():
         manager.channel.close()
@@ -144,6 +146,49 @@ def test_a_front_and_a_host_of_two_users_sign_and_cannot_reach_each_others_thing
             assert pin not in environment
             assert pin not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
         assert deployment.daemon("reload").returncode == 0  # root reaches the admin socket
+
+
+def syscalls(name: str) -> set[str]:
+    """The members of one of systemd's sets, or the call itself."""
+    if not name.startswith("@"):
+        return {name}
+    told = subprocess.run(["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, check=True)
+    members = [line.strip() for line in told.stdout.splitlines()[1:]]
+    return set().union(*(syscalls(member) for member in members if member and not member.startswith("#")))
+
+
+def allowed(unit: str) -> set[str]:
+    """What is left of all system calls after the unit's SystemCallFilter= lines, in their order."""
+    found: set[str] = set()
+    for value in re.findall(r"^SystemCallFilter=(.*)$", (ROOT / "deploy/systemd" / unit).read_text(), re.MULTILINE):
+        named = set().union(*(syscalls(each) for each in value.removeprefix("~").split()))
+        found = found - named if value.startswith("~") else found | named
+    return found
+
+
+def test_the_units_allow_every_system_call_that_front_and_host_make(tree: Tree, site: Site):
+    traces = {name: tree.directory / f"{name}.strace" for name in ("front", "host")}
+    host = site.started(tree, "host", HOST, "host", "soft", "--front", FRONT.name, traced=traces["host"])
+    with host, site.started(tree, "front", FRONT, "serve", traced=traces["front"]):
+        ready = READY.search(site.said("front"))
+        assert ready
+        done = site.deployment.client(
+            "--address", ready[1], "sign", "digest", "--sha256", "ab" * 32, "--key", "scratch"
+        )
+        assert done.returncode == 0, done.stderr
+        assert site.deployment.daemon("reload").returncode == 0
+        assert site.deployment.daemon("backup", site.deployment.directory / "data/copy.db").returncode == 0
+    # The wrapper that becomes another user does so with calls of its own, which systemd makes before the filter holds.
+    wrapper = {"setgroups", "setresgid", "setresuid", "capset", "setgid", "setuid"}
+    known = syscalls("@known")
+    for name, unit in (("front", "greatseald.service"), ("host", "greatseald-host@.service")):
+        deadline = time.monotonic() + 30
+        while not traces[name].exists() or not traces[name].read_text().strip():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        made = (set(traces[name].read_text().split()) & known) - {"syscall"}  # which is the head of the column
+        assert made & ({"chown", "fchownat"} if name == "host" else {"accept4"})
+        assert made - wrapper - allowed(unit) == set()
 
 
 def test_the_image_is_installed_by_hash_and_nobody_can_write_to_it(tree: Tree):
