@@ -121,6 +121,11 @@ class SupervisedToken:
         return self._info
 
     @property
+    def breaker_open(self) -> bool:
+        """Whether it failed so often that it is left alone for a while."""
+        return self._breaker.open
+
+    @property
     def host_pid(self) -> int | None:
         """The process id of a host that we started, while it lives."""
         return self._connection.pid if self._connection is not None else None
