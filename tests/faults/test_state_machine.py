@@ -50,6 +50,7 @@ class Machine(RuleBasedStateMachine):
         self.load, self.auditor = Load(self.site, random.Random(0)), Auditor(self.site)
         self.allowed = True
         self.channel: grpc.Channel | None = None
+        self.told: RefusedError | None = None
         self.under_way: list[grpc.Future] = []
 
     @initialize()
@@ -96,12 +97,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(milliseconds=st.sampled_from([0, 2, 10]))
     def kill(self, milliseconds: int) -> None:
+        self._wait_for_token()
         time.sleep(milliseconds / 1000)
         self.site.deployment.kill()
         self._start()
 
     @rule()
     def kill_host(self) -> None:
+        self._wait_for_token()
         for pid in token_hosts(self.site.daemon_pid):
             os.kill(pid, 9)
 
@@ -171,7 +174,7 @@ class Machine(RuleBasedStateMachine):
         for start in range(0, len(names), 1000):
             waiting = names[start : start + 1000]
             while waiting:
-                assert time.monotonic() < deadline, f"{len(waiting)} requests have no answer"
+                assert time.monotonic() < deadline, f"{len(waiting)} requests have no answer: {self.told}"
                 waiting = self._attempt(waiting)
                 if waiting:
                     time.sleep(0.05)
@@ -181,7 +184,7 @@ class Machine(RuleBasedStateMachine):
         try:
             answer = self._stub().BatchSign(self._batch(names), timeout=SECONDS)
         except grpc.RpcError as error:
-            refused = refusal(error)
+            self.told = refused = refusal(error)
             assert refused.code in RETRIED, f"a client was told {refused}"
             return names
         again = []
@@ -199,6 +202,7 @@ class Machine(RuleBasedStateMachine):
         if refused.reason == "ACCESS_DENIED":
             assert not self.allowed, f"{name} was refused to a caller who may"
             return []
+        self.told = refused
         assert refused.code in RETRIED, f"a client was told {refused}"
         return [name]
 
@@ -207,6 +211,13 @@ class Machine(RuleBasedStateMachine):
             address, credentials = self.site.deployment.address, self.site.credentials
             self.channel = grpc.secure_channel(address, credentials, options=[("grpc.enable_retries", 0)])
         return signing_pb2_grpc.SigningServiceStub(self.channel)
+
+    def _wait_for_token(self) -> None:
+        """Wait until it is logged in: SoftHSM rewrites its token's file at login in place, and a kill would lose the token."""
+        deadline = time.monotonic() + SECONDS
+        while not self.site.metric(r'^greatseald_token_state{.*"ready".* 1'):
+            assert time.monotonic() < deadline, "the token does not come back"
+            time.sleep(0.02)
 
     def _start(self) -> None:
         self._hang_up()
