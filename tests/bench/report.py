@@ -77,7 +77,20 @@ def page(lines: list[dict[str, Any]], machine: Machine) -> str:
         parts = ", ".join(f"{name} {value}" for name, value in line["parts_ms"].items())
         spent.append(f"| `{line['measure']}` | {cpu} | {parts} | {line['checked']} | {line['rounds']} |")
     facts = [f"- {name}: {value}" for name, value in machine.facts]
-    sections = [_HEAD, "## Results", *rows, "", "## Where the time goes", *spent, "", "## The machine", *facts]
+    sections = [
+        _HEAD,
+        "## Results",
+        "",
+        *rows,
+        "",
+        "## Where the time goes",
+        "",
+        *spent,
+        "",
+        "## The machine",
+        "",
+        *facts,
+    ]
     return "\n".join(sections) + "\n"
 
 
