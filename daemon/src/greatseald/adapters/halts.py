@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from greatseald.adapters.tokens.durable import write_durably
+from greatseald.adapters.durable import write_durably
 from greatseald.ports.halts import HaltsUnusable
 
 _MAX_BYTES: Final = 1024 * 1024
