@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -86,7 +87,7 @@ def test_a_pages_commands_do_what_the_page_says(path: Path, tmp_path: Path):
         except subprocess.TimeoutExpired:
             code = -1
         finally:
-            with_group_ended(process)
+            end_group(process)
     at = (tmp_path / "at").read_text().strip() if (tmp_path / "at").exists() else "the preparation"
     outputs = sorted(tmp_path.glob("*.out"), key=lambda each: int(each.stem))
     last = (outputs[-1].read_text() if outputs else "") + (tmp_path / ".said").read_text()
@@ -99,12 +100,10 @@ def test_a_pages_commands_do_what_the_page_says(path: Path, tmp_path: Path):
         )
 
 
-def with_group_ended(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
     """End what the page started, all of it."""
-    try:
-        os.killpg(process.pid, signal.SIGTERM if process.poll() is not None else signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

@@ -104,7 +104,8 @@ class Session:
             print(f"{name + ':':<{width}} {one_line(value)}")
 
     def _retrying(self, seconds: float, error: DaemonError) -> None:
-        if not self._told:
+        # For programs stderr holds nothing but the error, if there is one.
+        if not self._told and not self.as_json:
             self._told = True
             say(f"{error.message}\nwaiting, and trying again until the time is over ({seconds:.1f} s to the next try)")
 
