@@ -94,6 +94,16 @@ def _console(line: int, code: str) -> Iterator[Step]:
         yield Step(line, "\n".join(commands), tuple(output))
 
 
+_ABSOLUTE = re.compile(r"(?<![\w./:$}*])/(?!dev/(?:null|zero|full|stdin)\b)[\w.-]+[^\s'\")]*")
+_PRIVILEGED = re.compile(r"\b(?:sudo|systemctl|systemd-\w+|apt|apt-get|podman|docker|pip install)\b")
+
+
+def beyond(commands: str) -> list[str]:
+    """Return what a block would touch outside of its page's directory: it must say why it is not run, and never is."""
+    typed = re.sub(r"(?:^|\s)#.*", "", commands, flags=re.MULTILINE)
+    return _ABSOLUTE.findall(typed) + _PRIVILEGED.findall(typed)
+
+
 def form(line: str) -> str:
     """Return a line without what differs from run to run."""
     for pattern, instead in _FORM:

@@ -69,6 +69,9 @@ def test_a_pages_commands_do_what_the_page_says(path: Path, tmp_path: Path):
     page = documented.read(path)
     if not page.steps:
         return  # a page of tables
+    for step in page.steps:
+        beyond = documented.beyond(step.commands)
+        assert not beyond, f"{path.name}, line {step.line}, leaves its directory ({beyond}): mark it `not run: REASON`"
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".script").write_text(script(page))
     environment = clean_environment({"PATH": f"{SCRIPTS}:{os.environ['PATH']}", "HOME": str(tmp_path)})
@@ -120,6 +123,22 @@ def test_the_guide_is_run_and_not_only_read():
 
 
 # ------------------------------------------------------------------------------- the runner itself
+
+
+@pytest.mark.parametrize(
+    ("commands", "leaves"),
+    [
+        ("install -m 644 unit /etc/systemd/system/", True),
+        ("echo x >/backup/log", True),
+        ("greatseald backup --config=/etc/g.toml", True),
+        ("sudo make", True),
+        ("python3 -m venv x && pip install y", True),
+        ("cat a/b/c ./d ../e $PWD/f # like /etc/g", False),
+        ("curl localhost:1/metrics >/dev/null; echo https://a.example/b", False),
+    ],
+)
+def test_what_would_leave_the_pages_directory_is_never_run(commands: str, *, leaves: bool):
+    assert bool(documented.beyond(commands)) is leaves
 
 
 def test_a_page_that_lies_is_caught(tmp_path: Path):

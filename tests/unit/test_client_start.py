@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
 
 from deployment import SCRIPTS, clean_environment, greatseal
+from greatseal.cli import app
 
 HEAVY = {"grpc", "google", "rich", "cryptography", "pydantic", "asyncio", "ssl", "multiprocessing"}
 
@@ -88,3 +92,16 @@ def test_bash_completes_commands_and_says_nothing_where_there_is_no_daemon():
 
     assert complete("greatseal", "doc") == ("doctor", "")
     assert complete("greatseal", "--address", "127.0.0.1:9", "keys", "show", "") == ("", "")
+
+
+def test_every_command_takes_json():
+    def walk(command: Any, path: str) -> Iterator[tuple[str, set[str]]]:
+        for name, child in command.commands.items():
+            if hasattr(child, "commands"):
+                yield from walk(child, f"{path} {name}")
+            else:
+                yield f"{path} {name}", {option for parameter in child.params for option in parameter.opts}
+
+    found = dict(walk(typer.main.get_command(app), "greatseal"))
+    assert len(found) > 10
+    assert {path for path, options in found.items() if "--json" not in options} == set()
