@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from deployment import Deployment, greatseal
 
@@ -103,6 +108,32 @@ def test_a_client_of_a_foreign_ca_is_told_so(shared_deployment, new_deployment):
     assert checks["server certificate"]["status"] == "ok"
     assert checks["tls"]["status"] == "fail"
     assert "client_ca" in checks["tls"]["todo"]
+
+
+def test_a_certificate_that_has_expired(shared_deployment, tmp_path):
+    pki = shared_deployment.directory / "pki"
+    authority = x509.load_pem_x509_certificate((pki / "ca.pem").read_bytes())
+    signer = load_pem_private_key((pki / "ca.key").read_bytes(), None)
+    ours = x509.load_pem_x509_certificate((pki / "pipeline.pem").read_bytes())
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(
+        authority.subject,
+        ours.subject,
+        ours.public_key(),
+        x509.random_serial_number(),
+        now - timedelta(9),
+        now - timedelta(1),
+        list(ours.extensions),
+    )
+    hashed = None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    (tmp_path / "old.pem").write_bytes(builder.sign(signer, hashed).public_bytes(Encoding.PEM))
+    done = shared_deployment.client("--client-cert", tmp_path / "old.pem", "--json", "doctor")
+    assert done.returncode == 5
+    checks = page(done)
+    assert "expired on" in checks["client certificate"]["text"]
+    assert checks["client certificate"]["days_left"] == -1
+    assert checks["server certificate"]["status"] == "ok"
+    assert checks["tls"]["status"] == "fail"
 
 
 def test_a_key_that_is_not_the_certificates_and_one_that_others_can_read(shared_deployment, new_deployment):

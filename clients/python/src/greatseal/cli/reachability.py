@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from greatseal.cli.findings import Finding, fail, ok, warn
@@ -58,7 +58,7 @@ def lifetime(name: str, subject: str, certificate: x509.Certificate, todo: str, 
     """Return whether a certificate is valid now, and for how long."""
     now = datetime.now(UTC)
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    days = (end - now).days
+    days = int((end - now) / timedelta(days=1))
     data |= {"not_after": end.strftime("%Y-%m-%dT%H:%M:%SZ"), "days_left": days}
     when = end.strftime("%Y-%m-%d %H:%M UTC")
     if now > end:
