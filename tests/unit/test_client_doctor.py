@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 from greatseal import errors
 from greatseal.cli import findings
-from greatseal.cli.doctor import clock, versions
+from greatseal.cli.examination import clock, versions
 from greatseal.cli.findings import Status
 from greatseal.cli.reachability import connect, identity, lifetime
 from greatseal.cli.session import Session
