@@ -120,6 +120,7 @@ class WhoAmI:
         grants: what the rules allow.
         server_version: the daemon's.
         log_origin: the name in the log's verifier key.
+        server_time: the daemon's clock when it answered, RFC 3339; empty where it does not say.
     """
 
     client: str
@@ -129,6 +130,7 @@ class WhoAmI:
     grants: tuple[Grant, ...]
     server_version: str
     log_origin: str
+    server_time: str = ""
 
 
 @dataclass(frozen=True, slots=True)

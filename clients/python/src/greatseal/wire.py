@@ -318,6 +318,7 @@ def whoami(answer: identity_pb2.WhoAmIResponse) -> messages.WhoAmI:
         ),
         server_version=clean(answer.server_version),
         log_origin=clean(answer.log_origin),
+        server_time=clean(answer.server_time),
     )
 
 
