@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from greatseal.cli import audit, keys, receipts, sign
+from greatseal.cli import audit, auditlist, keys, receipts, sign
 from greatseal.cli.failures import report
 from greatseal.cli.models import sign_model_command, verify_model_command
 from greatseal.cli.session import JsonOption, Session, session_of
@@ -63,7 +63,8 @@ _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ..
         "audit",
         _audit,
         (
-            ("list", audit.list_entries),
+            ("list", auditlist.list_entries),
+            ("tail", auditlist.tail),
             ("show", audit.show),
             ("checkpoint", audit.checkpoint),
             ("verify", audit.verify),

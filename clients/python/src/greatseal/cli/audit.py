@@ -19,31 +19,9 @@ if TYPE_CHECKING:
     from greatseal.checkpoint import Checkpoint
     from greatseal.client import Client
     from greatseal.logcheck import LogCheck
-    from greatseal.messages import Entry
 
 _MAX_NOTE_BYTES: Final = 1_000_000
 _PROGRESS_EVERY: Final = 50_000
-
-
-def list_entries(
-    context: typer.Context,
-    limit: Annotated[int, typer.Option(min=0, help="At most so many entries; 0 for all.")] = 50,
-    start: Annotated[
-        int | None,
-        typer.Option("--from", min=0, help="From this index on; the newest entries otherwise.", show_default=False),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """List entries in the order of the log, the newest 50 by default; --json writes one object a line."""
-    session = session_of(context, as_json=json)
-    with session.client() as client:
-        found = _selected(client, start, limit)
-        if session.as_json:
-            for entry in found:
-                session.emit({"index": entry.index, "entry": _read(entry.data)})
-            return
-        rows = [_row(entry) for entry in found]
-    session.table(["INDEX", "TIME", "KIND", "CALLER", "KEY", "WHAT"], rows)
 
 
 def show(
@@ -275,48 +253,11 @@ def _prove(client: Client, size: int, root: bytes) -> None:
         tlog.verify_inclusion(index, size, tlog.leaf_hash(entry.data), hashes, root)
 
 
-def _selected(client: Client, start: int | None, limit: int) -> Iterable[Entry]:
-    if start is not None or limit == 0:
-        found = client.audit.entries(start or 0)
-        return islice(found, limit) if limit else found
-    newest = list(islice(client.audit.entries(descending=True, page_size=min(limit, 1000)), limit))
-    return reversed(newest)
-
-
 def _read(data: bytes) -> Any:
     try:
         return loads(data)
     except (ValueError, RecursionError):
         return None
-
-
-def _row(entry: Entry) -> list[str]:
-    value = _read(entry.data)
-    fields: dict[str, Any] = value if isinstance(value, dict) else {}
-    kind = _text(fields, "t")
-    what = {
-        "intent": lambda: (
-            _text(fields, "subj", "name") or (_text(fields, "tbs")[:16] + ("…" if fields.get("tbs") else ""))
-        ),
-        "outcome": lambda: f"{_text(fields, 'res')}, closes {_text(fields, 'intent', 'index')}",
-        "denied": lambda: f"{_text(fields, 'act')}: {_text(fields, 'reason')}",
-        "admin": lambda: _text(fields, "what"),
-    }.get(kind, lambda: "unreadable")()
-    return [
-        str(entry.index),
-        _text(fields, "ts"),
-        kind or "?",
-        _text(fields, "cli", "id") or "-",
-        _text(fields, "key", "name") or "-",
-        what,
-    ]
-
-
-def _text(fields: dict[str, Any], *path: str) -> str:
-    value: Any = fields
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return str(value)[:200] if isinstance(value, (str, int)) else ""
 
 
 def _some(indexes: Sequence[int]) -> str:

@@ -1,0 +1,168 @@
+"""Reading the log as people and scripts do: filters, a tail over restarts, proofs that others check."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployment import SCRIPTS, Deployment, clean_environment
+from greatseal.tlog import leaf_hash
+
+pytestmark = pytest.mark.softhsm
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sign(deployment: Deployment, text: str, key: str = "scratch") -> int:
+    done = deployment.client("sign", "digest", "--sha256", _digest(text), "--key", key)
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def written(shared_deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """A log with three blind signatures, a denial and a model."""
+    for number in range(3):
+        assert _sign(shared_deployment, f"file {number}") == 0
+    assert _sign(shared_deployment, "refused", "release") == 3
+    model = tmp_path_factory.mktemp("models") / "llama-tiny"
+    model.mkdir()
+    (model / "weights").write_bytes(b"w")
+    assert shared_deployment.client("sign", "model", model).returncode == 0
+    return shared_deployment
+
+
+def _list(deployment: Deployment, *options: str) -> list[dict[str, Any]]:
+    done = deployment.client("audit", "list", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (("--result", "denied"), ["denied"]),
+        (("--key", "scratch", "--result", "signed"), ["outcome"] * 3),
+        (("--key", "keys/scr*", "--type", "intent"), ["intent"] * 3),
+        (("--model", "llama-tiny"), ["intent", "outcome"]),
+        (("--model", "llama*", "--type", "outcome"), ["outcome"]),
+        (("--digest", _digest("file 1")[:8]), ["intent", "outcome"]),
+        (("--digest", _digest("file 1").upper(), "--type", "outcome"), ["outcome"]),
+        (("--caller", "spiffe://greatseal.local/pipeline", "--type", "denied"), ["denied"]),
+        (("--caller", "nobody"), []),
+        (("--until", "1d"), []),
+        (("--since", "1h", "--key", "release", "--type", "outcome", "--type", "denied"), ["denied", "outcome"]),
+    ],
+)
+def test_filters_choose_entries(written: Deployment, options: tuple[str, ...], kinds: list[str]):
+    found = _list(written, *options)
+    assert [each["entry"]["t"] for each in found] == kinds
+    assert all(each["intent"]["t"] == "intent" for each in found if each["entry"]["t"] == "outcome")
+    backwards = _list(written, "--reverse", *options)
+    assert [each["index"] for each in backwards] == [each["index"] for each in found][::-1]
+
+
+def test_an_intent_and_its_outcome_are_one_row(written: Deployment):
+    done = written.client("audit", "list", "--limit", "5")
+    header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert header == ["INDEX", "TIME", "CALLER", "KEY", "WHAT", "RESULT"]
+    assert [row[-1] for row in rows] == ["signed", "signed", "signed", "denied: ACCESS_DENIED", "signed"]
+    assert [row[3] for row in rows] == ["scratch"] * 3 + ["release"] * 2
+    assert rows[-1][4] == "llama-tiny"
+    assert rows[0][4] == f"digest {_digest('file 0')[:16]}…"
+    first = written.client("audit", "list", "--from", rows[0][0], "--limit", "1").stdout.splitlines()[1]
+    assert first.split("\t") == rows[0]
+
+
+def test_raw_gives_the_bytes_that_the_leaf_hash_is_of(written: Deployment):
+    for each in _list(written, "--raw", "--limit", "0"):
+        data = base64.b64decode(each["data"])
+        assert leaf_hash(data).hex() == each["leaf_hash"]
+        assert json.loads(data) == each["entry"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--digest", "1234567"),
+        ("--digest", "xyz" * 5),
+        ("--result", "good"),
+        ("--type", "x"),
+        ("--since", "yesterday"),
+        ("--since", "1969-01-01"),
+        ("--since", "999999999w"),
+        ("--since", "1h", "--until", "2h"),
+        ("--key", "k" * 300),
+        ("--limit", "-1"),
+    ],
+)
+def test_a_wrong_filter_is_refused_with_a_reason(written: Deployment, wrong: tuple[str, ...]):
+    done = written.client("audit", "list", *wrong)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert wrong[0].lstrip("-") in done.stderr
+
+
+class _Follower:
+    """`audit tail -f --json`, read line by line."""
+
+    def __init__(self, deployment: Deployment, *options: str) -> None:
+        command = [SCRIPTS / "greatseal", "--profile", deployment.profile, "audit", "tail", "-f", "--json"]
+        self.process = subprocess.Popen(
+            [*command, "--interval", "0.1", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean_environment(),
+            text=True,
+        )
+
+    def until(self, digest: str) -> list[int]:
+        """Read up to the outcome of a digest; return the indexes."""
+        assert self.process.stdout is not None
+        found = []
+        for line in self.process.stdout:
+            item = json.loads(line)
+            found.append(item["index"])
+            if item["entry"]["t"] == "outcome" and item["entry"]["tbs"] == digest:
+                return found
+        raise AssertionError(self.process.communicate()[1])
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Deployment]:
+    deployment = Deployment.create(tmp_path)
+    try:
+        deployment.start()
+        yield deployment
+    finally:
+        deployment.close()
+
+
+def test_a_tail_goes_over_kills_of_the_daemon_without_gap_or_repeat(own: Deployment):
+    followers = [_Follower(own, "--from", "0"), _Follower(own, "--from", "0", "--key", "scratch")]
+    try:
+        seen: list[list[int]] = [[], []]
+        for turn in range(2):
+            assert _sign(own, f"turn {turn}") == 0
+            for number, follower in enumerate(followers):
+                seen[number] += follower.until(_digest(f"turn {turn}"))
+            if turn == 0:
+                own.kill()
+                own.start()
+        assert seen[0] == list(range(seen[0][-1] + 1))
+        assert seen[1] == [each["index"] for each in _list(own, "--key", "scratch", "--limit", "0")]
+    finally:
+        for follower in followers:
+            follower.end()
