@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from deployment import SCRIPTS, Deployment, clean_environment
+from deployment import SCRIPTS, Deployment, clean_environment, greatseal
+from greatseal.checkpoint import Checkpoint
+from greatseal.note import NoteSigner
 from greatseal.tlog import leaf_hash
 
 pytestmark = pytest.mark.softhsm
@@ -109,6 +111,112 @@ def test_a_wrong_filter_is_refused_with_a_reason(written: Deployment, wrong: tup
     assert done.returncode == 2
     assert done.stdout == ""
     assert wrong[0].lstrip("-") in done.stderr
+
+
+def _size(deployment: Deployment, *options: str | Path) -> int:
+    done = deployment.client("--json", "audit", "checkpoint", *options)
+    return int(json.loads(done.stdout)["size"])
+
+
+def test_a_proof_that_was_written_verifies_offline_and_no_other_entry_does(written: Deployment, tmp_path: Path):
+    proof, entry = tmp_path / "proof", tmp_path / "entry"
+    done = written.client("audit", "prove", "3", "--output", proof, "--entry", entry)
+    assert done.returncode == 0, done.stderr
+    assert proof.read_text().startswith("c2sp.org/tlog-proof@v1\nindex 3\n")
+    vkey = written.directory / "log" / "log.vkey"
+    done = greatseal("verify", "entry", entry, "--proof", proof, "--log-key", vkey, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["index"] == 3
+    for path, data in (
+        (entry, entry.read_bytes().replace(b"1", b"2", 1)),
+        (entry, b""),
+        (proof, proof.read_bytes().replace(b"index 3", b"index 4")),
+        (proof, proof.read_bytes().replace(b"greatseal.local/log", b"greatseal.local/lug")),
+        (proof, b"\xff"),
+        (proof, b""),
+    ):
+        kept = path.read_bytes()
+        path.write_bytes(data)
+        done = greatseal("verify", "entry", entry, "--proof", proof, "--log-key", vkey)
+        assert done.returncode == 6, (path, data, done.stderr)
+        path.write_bytes(kept)
+    assert greatseal("verify", "entry", entry, "--proof", proof, "--log-key", vkey).returncode == 0
+
+
+def test_an_entry_is_proven_in_earlier_trees_too(written: Deployment, tmp_path: Path):
+    checkpoint, proof = tmp_path / "checkpoint", tmp_path / "proof"
+    size = _size(written, "--output", checkpoint)
+    assert _sign(written, "one more") == 0
+    for earlier in (3, 4, size):
+        done = written.client("audit", "prove", "2", "--size", str(earlier), "--json")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert (said["size"], said["checkpoint"]) == (earlier, None)
+        # Nothing signed is at hand for that size, and the file is to hold a checkpoint.
+        refused = written.client("audit", "prove", "2", "--size", str(earlier), "--output", proof)
+        assert refused.returncode == 2
+        assert "--output" in refused.stderr
+    done = written.client("audit", "prove", "2", "--checkpoint", checkpoint, "--output", proof)
+    assert done.returncode == 0, done.stderr
+    assert proof.read_text().endswith(checkpoint.read_text())
+
+
+def test_consistency_is_proven_between_sizes_and_kept_checkpoints(written: Deployment, tmp_path: Path):
+    checkpoint, proof = tmp_path / "checkpoint", tmp_path / "proof"
+    size = _size(written, "--output", checkpoint)
+    assert _sign(written, "and one more") == 0
+    for old, new in ((checkpoint, None), ("1", checkpoint), ("4", "7"), (str(size), None), ("5", "5")):
+        done = written.client("audit", "prove", "--consistency", old, *([new] if new else []), "--json")
+        assert done.returncode == 0, done.stderr
+    done = written.client("audit", "prove", "--consistency", checkpoint, "--output", proof)
+    assert done.returncode == 0, done.stderr
+    assert proof.read_text().startswith(f"old {size}\n")
+    # Signed by the log's key, and of another tree: what a forked log would show.
+    signer = NoteSigner.from_pem("greatseal.local/log", (written.directory / "log" / "log.key").read_bytes())
+    checkpoint.write_text(Checkpoint("greatseal.local/log", size, b"f" * 32).sign(signer))
+    assert written.client("audit", "prove", "--consistency", checkpoint).returncode == 6
+    assert written.client("audit", "prove", "1", "--checkpoint", checkpoint).returncode == 6
+    checkpoint.write_text(Checkpoint("greatseal.local/log", 10**6, b"f" * 32).sign(signer))
+    assert written.client("audit", "prove", "--consistency", checkpoint).returncode == 6
+    assert written.client("audit", "prove", "1", "--checkpoint", checkpoint).returncode == 6
+    assert written.client("audit", "verify", "--from", "2", "--checkpoint", checkpoint).returncode == 6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("99999",),
+        ("x",),
+        ("1", "2"),
+        ("-1",),
+        ("9" * 30,),
+        ("5", "--size", "5"),
+        ("1", "--size", "99999"),
+        ("--consistency", "7", "4"),
+        ("--consistency", "0"),
+        ("--consistency", "99999"),
+        ("--consistency", "1", "2", "3"),
+        ("--consistency", "/nowhere"),
+        (),
+    ],
+)
+def test_what_cannot_be_proven_is_refused_with_a_reason(written: Deployment, wrong: tuple[str, ...]):
+    done = written.client("audit", "prove", *wrong)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr
+
+
+def test_the_end_of_the_log_is_verified_alone(written: Deployment, tmp_path: Path):
+    checkpoint = tmp_path / "checkpoint"
+    size = _size(written, "--output", checkpoint)
+    assert _sign(written, "the last") == 0
+    for start in ("3", str(size - 1), str(size)):
+        done = written.client("audit", "verify", "--from", start, "--checkpoint", checkpoint, "--json")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert (said["from"], said["checkpoints"]) == (int(start), 2)
+    assert written.client("audit", "verify", "--from", "99999").returncode == 2
 
 
 class _Follower:

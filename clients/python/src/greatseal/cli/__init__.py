@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from greatseal.cli import audit, auditlist, keys, receipts, sign
+from greatseal.cli import audit, auditlist, auditprove, auditverify, keys, receipts, sign
 from greatseal.cli.failures import report
 from greatseal.cli.models import sign_model_command, verify_model_command
 from greatseal.cli.session import JsonOption, Session, session_of
@@ -58,7 +58,7 @@ _receipt = _group("Receipts: the evidence that a signature stands in the log.")
 _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ...]], ...] = (
     ("keys", _keys, (("list", keys.list_keys), ("show", keys.show), ("public", keys.public))),
     ("sign", _sign, (("model", sign_model_command), ("digest", sign.digest), ("statement", sign.statement))),
-    ("verify", _verify, (("model", verify_model_command),)),
+    ("verify", _verify, (("model", verify_model_command), ("entry", auditprove.verify_entry))),
     (
         "audit",
         _audit,
@@ -67,7 +67,8 @@ _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ..
             ("tail", auditlist.tail),
             ("show", audit.show),
             ("checkpoint", audit.checkpoint),
-            ("verify", audit.verify),
+            ("prove", auditprove.prove),
+            ("verify", auditverify.verify),
         ),
     ),
     ("receipt", _receipt, (("verify", receipts.verify),)),
