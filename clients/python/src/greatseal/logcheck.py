@@ -27,11 +27,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greatseal import strictjson, tlog
 from greatseal.errors import VerificationFailed
 from greatseal.verification import ProofInvalid
+
+if TYPE_CHECKING:
+    from greatseal.logsignatures import SignatureCheck
 
 MAX_ENTRY_BYTES: Final = 16 * 1024
 MAX_OPEN: Final = 100_000
@@ -53,7 +56,7 @@ class _Intent:
     leaf: bytes
     spki_sha256: str
     tbs: str
-    ecdsa: bool
+    algorithm: str
 
 
 class LogCheck:
@@ -63,6 +66,7 @@ class LogCheck:
         origin: the log's name, which every entry repeats.
         beginning: the tree of the entries that are not read; the first one added follows them. What an
             outcome says of an intent among them is not checked.
+        signatures: verifies what was signed; nothing does where None.
 
     Attributes:
         first: the index of the first entry that is read.
@@ -70,10 +74,13 @@ class LogCheck:
         counts: how many entries of each kind were seen, and outcomes by result as `outcome signed`.
     """
 
-    def __init__(self, origin: str, beginning: tlog.RootHash | None = None) -> None:
+    def __init__(
+        self, origin: str, beginning: tlog.RootHash | None = None, *, signatures: SignatureCheck | None = None
+    ) -> None:
         self._origin = origin
         self._tree = beginning.copy() if beginning is not None else tlog.RootHash()
         self.first = self._tree.size
+        self._signatures = signatures
         self._snapshots: list[tlog.RootHash] = []
         self._open: dict[int, _Intent] = {}
         self._closed_before: set[int] = set()
@@ -150,7 +157,7 @@ class LogCheck:
             return "is an intent without key, tbs or mech"
         if len(self._open) >= MAX_OPEN:
             return f"is one of over {MAX_OPEN} intents without an outcome"
-        self._open[index] = _Intent(leaf, spki, tbs, algorithm.startswith("ecdsa-"))
+        self._open[index] = _Intent(leaf, spki, tbs, algorithm)
         return ""
 
     def _outcome(self, entry: dict[str, Any]) -> str:
@@ -161,7 +168,7 @@ class LogCheck:
         if 0 <= index < self.first and index not in self._closed_before and len(self._closed_before) < MAX_OPEN:
             self._closed_before.add(index)
             self._count("outcome of an entry not read")
-            return self._ending(entry, ecdsa=False)
+            return self._ending(entry, "")
         intent = self._open.pop(index, None)
         if intent is None:
             return f"is an outcome of entry {index}, which is no open intent: a second outcome, or one of nothing"
@@ -169,9 +176,9 @@ class LogCheck:
             return f"is an outcome of entry {index} and repeats another leaf hash than that entry has"
         if (_text(entry, "key", "spki_sha256"), _text(entry, "tbs")) != (intent.spki_sha256, intent.tbs):
             return f"is an outcome of entry {index} with another key or digest than that intent's"
-        return self._ending(entry, ecdsa=intent.ecdsa)
+        return self._ending(entry, intent.algorithm)
 
-    def _ending(self, entry: dict[str, Any], *, ecdsa: bool) -> str:
+    def _ending(self, entry: dict[str, Any], algorithm: str) -> str:
         result = _text(entry, "res")
         if result not in _RESULTS:
             return f"is an outcome with the unknown result {result!r:.40}"
@@ -179,11 +186,14 @@ class LogCheck:
         signature = _text(entry, "sig")
         if (result == "signed") != bool(signature):
             return f"is an outcome with the result {result} and {'a' if signature else 'no'} signature"
-        if ecdsa and signature:
-            mark = nonce_mark(_text(entry, "key", "spki_sha256"), signature)
+        spki = _text(entry, "key", "spki_sha256")
+        if algorithm.startswith("ecdsa-") and signature:
+            mark = nonce_mark(spki, signature)
             if mark is None:
                 return "holds a signature that is not the base64 of a DER ECDSA signature"
             self._nonces[mark >> 56].append(mark)
+        if signature and algorithm and self._signatures is not None:
+            return self._signatures.problem(spki, algorithm, _text(entry, "tbs"), signature)
         return ""
 
     def _count(self, what: str) -> None:

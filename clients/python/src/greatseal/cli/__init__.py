@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from greatseal.cli import audit, auditlist, auditprove, auditverify, keys, receipts, sign
+from greatseal.cli import audit, auditexport, auditlist, auditprove, auditverify, keys, receipts, sign
 from greatseal.cli.failures import report
 from greatseal.cli.models import sign_model_command, verify_model_command
 from greatseal.cli.session import JsonOption, Session, session_of
@@ -69,6 +69,7 @@ _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ..
             ("checkpoint", audit.checkpoint),
             ("prove", auditprove.prove),
             ("verify", auditverify.verify),
+            ("export", auditexport.export),
         ),
     ),
     ("receipt", _receipt, (("verify", receipts.verify),)),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from greatseal.cli.session import JsonOption, Session, say, session_of
+from greatseal.cli.auditprogress import progress
+from greatseal.cli.session import JsonOption, say, session_of
 from greatseal.errors import InvalidRequest, NotFound, UsageError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from greatseal.tlog import RootHash
 
 _MAX_NOTE_BYTES: Final = 1_000_000
-_PROGRESS_EVERY: Final = 50_000
-_BAR_EVERY: Final = 500
 
 
 def verify(
@@ -42,23 +40,46 @@ def verify(
             "--from", min=0, help="Read from this index on only; what is before is proven unchanged, not read."
         ),
     ] = 0,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--directory", help="Verify this export of the log, offline.", show_default=False),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys", help="With --directory: public keys, *.pem, that verify signatures.", show_default=False
+        ),
+    ] = None,
+    log_key: Annotated[
+        str, typer.Option("--log-key", help="The log's verifier key, or a file that holds it.", show_default=False)
+    ] = "",
     json: JsonOption = False,
 ) -> None:
     """Read the whole log, recompute its tree, and check every checkpoint and what the entries say of each other."""
     session = session_of(context, as_json=json)
     from greatseal.logcheck import LogCheck
 
+    if log_key:
+        session.settings = {**session.settings, "log_key": log_key}
     profile = session.profile()
     if not profile.log_key:
         message = "verifying the log needs its verifier key: give --log-key, or log_key in the profile"
         raise UsageError(message)
     kept = _kept(profile.log_key, profile.checkpoint_file, checkpoints or [], receipts or [])
+    if directory is not None or keys is not None:
+        from greatseal.cli.auditexport import verify_directory
+
+        if directory is None or start:
+            message = "--keys goes with --directory, and --from does not"
+            raise UsageError(message)
+        verify_directory(session, directory, keys, profile.log_key, kept.checkpoints, kept.entries)
+        return
     with session.client() as client:
         # Under the newest checkpoint everything older must be found again.
         newest = client.audit.checkpoint()
         origin = kept.origin
         check = LogCheck(origin, _beginning(client, start, newest))
-        with _progress(session, start, newest.size) as report:
+        with progress(session, start, newest.size) as report:
             _walk(client, check, newest.size, kept, report)
         _judge(client, check, newest.size, newest.root, kept)
         _prove(client, newest.size, newest.root)
@@ -146,38 +167,6 @@ def _beginning(client: Client, start: int, newest: SignedCheckpoint) -> RootHash
     hashes = client.audit.consistency(start, newest.size).hashes
     tlog.verify_consistency(start, newest.size, hashes, tree.root(), newest.root)
     return tree
-
-
-@contextlib.contextmanager
-def _progress(session: Session, start: int, size: int) -> Iterator[Callable[[int], None]]:
-    """Show on stderr how many entries are read: a bar at a terminal, a line now and then otherwise."""
-    if session.as_json or not sys.stderr.isatty():
-
-        def tell(done: int) -> None:
-            if not session.as_json and done % _PROGRESS_EVERY == 0:
-                say(f"{done} of {size} entries read")
-
-        yield tell
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("entries, {task.fields[rate]}/s,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    console = Console(stderr=True, no_color=not session.color)
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=size - start, rate=0)
-
-        def draw(done: int) -> None:
-            if done % _BAR_EVERY == 0:
-                bar.update(task, completed=done - start, rate=int(bar.tasks[0].speed or 0))
-
-        yield draw
 
 
 def _walk(client: Client, check: LogCheck, size: int, kept: _Kept, report: Callable[[int], None]) -> None:
