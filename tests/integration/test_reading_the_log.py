@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from greatseal.checkpoint import Checkpoint
 from greatseal.note import NoteSigner
 from greatseal.tlog import leaf_hash
 
+VERIFIER = Path(__file__).resolve().parents[2] / "clients" / "verifier" / "greatseal_verify.py"
 pytestmark = pytest.mark.softhsm
 
 
@@ -217,6 +219,29 @@ def test_the_end_of_the_log_is_verified_alone(written: Deployment, tmp_path: Pat
         said = json.loads(done.stdout)
         assert (said["from"], said["checkpoints"]) == (int(start), 2)
     assert written.client("audit", "verify", "--from", "99999").returncode == 2
+
+
+def test_an_export_is_verified_without_the_daemon_by_two_programs(written: Deployment, tmp_path: Path):
+    export, vkey, keys = tmp_path / "export", written.directory / "log" / "log.vkey", written.directory / "keys"
+    for _ in range(2):
+        done = written.client("audit", "export", export, "--json")
+        assert done.returncode == 0, done.stderr
+        assert _sign(written, "after the export") == 0
+    assert json.loads(done.stdout)["new"] == 2
+    verify = ("audit", "verify", "--directory", export, "--log-key", vkey, "--keys", keys)
+    done = greatseal(*verify, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["signatures_verified"] == said["counts"]["outcome signed"] >= 5
+    lone = [sys.executable, VERIFIER, export, "--log-key", vkey, "--keys", keys]
+    done = subprocess.run(lone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"signatures: {said['signatures_verified']} verified, 0 not checked" in done.stdout
+    bundle = next((export / "tile" / "entries").rglob(str(said["size"])))
+    bundle.write_bytes(bundle.read_bytes().replace(b"pipeline", b"pipelime", 1))
+    for done in (greatseal(*verify), subprocess.run(lone, capture_output=True, text=True, check=False)):
+        assert done.returncode == 6
+        assert "bad from entry 2 on" in done.stderr
 
 
 class _Follower:

@@ -219,6 +219,18 @@ def test_every_kind_of_tampering_is_caught(tmp_path: Path, keys: Path, name: str
         assert f"bad from entry {index} on" in said
 
 
+@pytest.mark.parametrize("verify", [_ours, _lone])
+def test_a_repeated_nonce_is_found_without_the_public_key(
+    tmp_path: Path, keys: Path, verify: Callable[[Path, Path], str]
+):
+    (keys / "release.pem").unlink()
+    _write(tmp_path / "log", _changed(LAST.outcome, lambda e: e.update(sig=_entry(FIRST.outcome)["sig"])))
+    said = verify(tmp_path / "log", keys)
+    assert f"bad from entry {LAST.outcome} on" in said
+    assert f"entry {FIRST.outcome}" in said
+    assert "nonce" in said
+
+
 def test_the_lone_verifier_needs_nothing_but_python(tmp_path: Path, keys: Path):
     _write(tmp_path / "log", LOG.entries)
     command = [sys.executable, "-I", "-S", str(VERIFIER), str(tmp_path / "log"), "--log-key", LOG.vkey.line()]

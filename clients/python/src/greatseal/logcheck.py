@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greatseal import strictjson, tlog
 from greatseal.errors import VerificationFailed
@@ -51,8 +51,7 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Intent:
+class _Intent(NamedTuple):
     leaf: bytes
     spki_sha256: str
     tbs: str
@@ -116,6 +115,10 @@ class LogCheck:
             self._snapshots.append(self._tree.copy())
         leaf = tlog.leaf_hash(data)
         self._tree.append(leaf)
+        self.read(index, leaf, data)
+
+    def read(self, index: int, leaf: bytes, data: bytes) -> None:
+        """Take what the next entry says, without the tree: for who computes that himself."""
         problem = self._read(index, leaf, data)
         if problem and self.problem is None:
             self.problem = Problem(index, problem)

@@ -133,15 +133,16 @@ class LogDirectory:
         roots = {kept.size: tree.root() for _, kept in checkpoints}
         leaves = {index: b"" for _, index, _ in entries}
         for index, data in self._entries(checkpoint.size):
-            check.add(index, data)
-            for tile in tree.append(tlog.leaf_hash(data)):
+            leaf = tlog.leaf_hash(data)
+            check.read(index, leaf, data)
+            for tile in tree.append(leaf):
                 found = found or self._difference(tile)
             if index in leaves:
-                leaves[index] = tlog.leaf_hash(data)
-            if check.size in roots:
-                roots[check.size] = tree.root()
-            if check.size % WIDTH == 0:
-                report(check.size, checkpoint.size)
+                leaves[index] = leaf
+            if tree.size in roots:
+                roots[tree.size] = tree.root()
+            if tree.size % WIDTH == 0:
+                report(tree.size, checkpoint.size)
         for tile in tree.partial():
             found = found or self._difference(tile)
         if found is None and tree.root() != checkpoint.root:
@@ -173,7 +174,8 @@ class LogDirectory:
         for first in range(0, size, WIDTH):
             width = min(WIDTH, size - first)
             path = tile_path("entries", first // WIDTH, width)
-            yield from enumerate(unpack(self._read(path, MAX_BUNDLE_BYTES), width, path), first)
+            what = f"the log is bad from entry {first} on: {path}"
+            yield from enumerate(unpack(self._read(path, MAX_BUNDLE_BYTES), width, what), first)
 
     def _difference(self, tile: Tile) -> Problem | None:
         """The first entry under a computed tile that the stored one does not cover."""
