@@ -10,6 +10,7 @@ import typer
 
 from greatseal.cli.session import JsonOption, Session, say, session_of
 from greatseal.errors import InvalidRequest, NotFound, UsageError, VerificationFailed
+from greatseal.files import read_bounded
 
 if TYPE_CHECKING:
     from greatseal.checkpoint import Checkpoint
@@ -191,9 +192,9 @@ def verify_entry(
     from greatseal.verification import ProofInvalid
 
     key = _log_key(session, log_key)
-    data = _bounded(file, MAX_ENTRY_BYTES)
+    data = read_bounded(file, MAX_ENTRY_BYTES)
     try:
-        text = _bounded(proof, tlog.MAX_TLOG_PROOF_CHARS).decode()
+        text = read_bounded(proof, tlog.MAX_TLOG_PROOF_CHARS).decode()
     except UnicodeDecodeError:
         message = f"{proof} is not UTF-8, so no tlog-proof"
         raise ProofInvalid(message) from None
@@ -230,7 +231,7 @@ def _log_key(session: Session, given: str) -> VerifierKey:
 def _read_checkpoint(path: Path, key: VerifierKey) -> _Tree:
     from greatseal.checkpoint import open_checkpoint
 
-    data = _bounded(path, _MAX_NOTE_BYTES)
+    data = read_bounded(path, _MAX_NOTE_BYTES)
     found = open_checkpoint(data, key)
     return _Tree(found.size, found.root, data.decode())
 
@@ -271,12 +272,3 @@ def _number(text: str, what: str) -> int:
         message = f"{what} is a number from 0 to 2^63 - 1, not {text[:80]!r}"
         raise UsageError(message)
     return int(text)
-
-
-def _bounded(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        message = f"{path} is over {limit} bytes, more than any file of its kind"
-        raise UsageError(message)
-    return data

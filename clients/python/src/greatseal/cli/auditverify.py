@@ -13,6 +13,7 @@ import typer
 from greatseal.cli.auditprogress import progress
 from greatseal.cli.session import JsonOption, say, session_of
 from greatseal.errors import InvalidRequest, NotFound, UsageError, VerificationFailed
+from greatseal.files import read_bounded
 
 if TYPE_CHECKING:
     from greatseal.checkpoint import Checkpoint
@@ -143,9 +144,9 @@ def _kept(log_key: str, remembered: Path | None, checkpoints: Iterable[Path], re
         if seen is not None:
             kept.checkpoints.append((f"the remembered checkpoint {remembered}", seen.checkpoint))
     for path in checkpoints:
-        kept.checkpoints.append((f"checkpoint {path}", open_checkpoint(_bounded(path, _MAX_NOTE_BYTES), key)))
+        kept.checkpoints.append((f"checkpoint {path}", open_checkpoint(read_bounded(path, _MAX_NOTE_BYTES), key)))
     for path in receipts:
-        receipt = Receipt.from_json(_bounded(path, MAX_RECEIPT_BYTES))
+        receipt = Receipt.from_json(read_bounded(path, MAX_RECEIPT_BYTES))
         proven = receipt.verify(key)
         kept.checkpoints.append((f"the checkpoint of receipt {path}", open_checkpoint(receipt.checkpoint, key)))
         for index, logged in ((proven.intent_index, receipt.intent), (proven.outcome_index, receipt.outcome)):
@@ -265,12 +266,3 @@ def _some(indexes: Sequence[int]) -> str:
     if not indexes:
         return ""
     return f" ({', '.join(str(index) for index in indexes[:10])}{', …' if len(indexes) > 10 else ''})"
-
-
-def _bounded(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        message = f"{path} is over {limit} bytes, more than any file of its kind"
-        raise UsageError(message)
-    return data
