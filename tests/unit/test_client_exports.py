@@ -15,7 +15,7 @@ import greatseal.verification
 
 EXPORTS = {
     "Algorithm", "AsyncClient", "Capability", "Checkpoint", "Client", "ConnectionRefused", "ConsistencyProof", "DaemonError",
-    "DaemonFault", "DeadlineExceeded", "Denied", "DigestRequest", "Entry", "Exhausted", "Grant", "GreatsealError",
+    "DaemonFault", "DeadlineExceeded", "Denied", "DigestRequest", "Entry", "EntryFilter", "EntryPage", "Exhausted", "Grant", "GreatsealError",
     "InFlight", "InclusionProof", "InvalidRequest", "Key", "LogRegressed", "NotFound", "NotReady", "Profile",
     "ProfileError", "PublicKey", "Receipt", "RequestIdReused", "Signature", "SignedCheckpoint", "StatementRequest", "Token",
     "Unavailable", "UsageError", "VerificationFailed", "VerifiedReceipt", "VerifierKey", "WhoAmI", "__version__",

@@ -228,16 +228,6 @@ class Calls:
             raise VerificationFailed(message)
         return entry
 
-    def entry_page(
-        self, start: int, page_size: int, page_token: str, timeout: float | None, *, descending: bool
-    ) -> Talk[tuple[list[messages.Entry], str]]:
-        """Read one page of entries and the token of the next."""
-        _natural(start=start)
-        request = wire.list_entries_request(start, page_size, page_token, descending=descending)
-        answer = yield from self._ask("ListEntries", request, self._deadline(timeout))
-        entries = [wire.entry(entry) for entry in answer.entries]
-        return entries, _next_page(answer, page_token, some=bool(entries))
-
     def inclusion(self, index: int, tree_size: int, timeout: float | None) -> Talk[messages.InclusionProof]:
         """Read an inclusion proof; it is checked where entry and root are, not here."""
         _natural(index=index, tree_size=tree_size)
@@ -304,6 +294,10 @@ class Calls:
             raise
 
     # --- asking
+
+    def ask(self, method: str, request: Any, timeout: float | None) -> Talk[Any]:
+        """Call a method that reads."""
+        return (yield from self._ask(method, request, self._deadline(timeout)))
 
     def _deadline(self, timeout: float | None) -> Deadline:
         seconds = self.profile.timeout if timeout is None else timeout

@@ -13,6 +13,8 @@ from greatseal.dsse import IN_TOTO_PAYLOAD_TYPE
 from greatseal.errors import UsageError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from greatseal.algorithms import Algorithm
     from greatseal.receipt import Receipt
 
@@ -207,6 +209,47 @@ class Entry:
 
     index: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries of the log to list. All that is given must hold, of a tuple one value.
+
+    An outcome is judged together with its intent: it has that one's caller, key and model.
+
+    Attributes:
+        types: of `intent`, `outcome`, `denied`, `admin`.
+        results: of `signed`, `failed`, `unknown`, `aborted`, `denied`.
+        key: `keys/{key}`; this and the next two are prefixes where they end in an asterisk.
+        caller: an identity.
+        subject: the name of the first subject, for models the model's.
+        digest: the first 8 to 128 hexadecimal digits of the digest given to the token, of the payload's
+            SHA-256, or of the first subject's digest.
+        since: an aware datetime; written then or later. Where a clock was over an hour wrong, entries may be missed.
+        until: an aware datetime; written before.
+    """
+
+    types: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    key: str = ""
+    caller: str = ""
+    subject: str = ""
+    digest: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPage:
+    """A page of entries in the order asked for; may hold few or none, and not be the last.
+
+    `intents` are those of the page's outcomes that are not in the page, where they were asked for;
+    `log_size` is the size of the log when it was read.
+    """
+
+    entries: tuple[Entry, ...]
+    intents: tuple[Entry, ...]
+    log_size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,12 +253,52 @@ def get_entry_request(index: int) -> audit_pb2.GetEntryRequest:
 
 
 def list_entries_request(
-    start: int, page_size: int, page_token: str, *, descending: bool
+    start: int,
+    page_size: int,
+    page_token: str,
+    *,
+    descending: bool,
+    wanted: messages.EntryFilter | None,
+    with_intents: bool,
 ) -> audit_pb2.ListEntriesRequest:
-    """Return the request for a page of entries."""
+    """Return the request for a page of entries.
+
+    Raises:
+        UsageError: the filter names a type or result that there is not.
+    """
     return audit_pb2.ListEntriesRequest(
-        page_size=page_size, page_token=page_token, start_index=start, descending=descending
+        page_size=page_size,
+        page_token=page_token,
+        start_index=start,
+        descending=descending,
+        include_intents=with_intents,
+        filter=None if wanted is None else _entry_filter(wanted),
     )
+
+
+def _entry_filter(wanted: messages.EntryFilter) -> audit_pb2.EntryFilter:
+    found = audit_pb2.EntryFilter(
+        types=_enum_values("ENTRY_TYPE_", audit_pb2.EntryType, wanted.types),
+        results=_enum_values("ENTRY_RESULT_", audit_pb2.EntryResult, wanted.results),
+        key=wanted.key,
+        caller=wanted.caller,
+        subject=wanted.subject,
+        digest=wanted.digest,
+    )
+    if wanted.since is not None:
+        found.since.FromDatetime(wanted.since)
+    if wanted.until is not None:
+        found.until.FromDatetime(wanted.until)
+    return found
+
+
+def _enum_values(prefix: str, enum: Any, names: Iterable[str]) -> list[Any]:
+    known = {name.removeprefix(prefix).lower(): number for name, number in enum.items() if number}
+    try:
+        return [known[name] for name in names]
+    except KeyError as error:
+        message = f"{str(error.args[0])[:80]!r} is none of {', '.join(known)}"
+        raise errors.UsageError(message) from None
 
 
 def inclusion_request(index: int, tree_size: int) -> audit_pb2.GetInclusionProofRequest:
@@ -372,6 +412,13 @@ def public_key(answer: key_pb2.PublicKey) -> messages.PublicKey:
 def entry(answer: audit_pb2.Entry) -> messages.Entry:
     """Return an entry."""
     return messages.Entry(index=answer.index, data=answer.data)
+
+
+def entry_page(answer: audit_pb2.ListEntriesResponse) -> messages.EntryPage:
+    """Return a page of entries, not yet checked."""
+    return messages.EntryPage(
+        entries=tuple(map(entry, answer.entries)), intents=tuple(map(entry, answer.intents)), log_size=answer.log_size
+    )
 
 
 def inclusion_proof(answer: audit_pb2.InclusionProof) -> messages.InclusionProof:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from greatseal.cli import audit, keys, receipts, sign, tokens
+from greatseal.cli import audit, auditexport, auditlist, auditprove, auditverify, keys, receipts, sign, tokens
 from greatseal.cli.doctor import doctor
 from greatseal.cli.failures import report
 from greatseal.cli.many import sign_models_command
@@ -96,15 +96,18 @@ _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ..
             ("statement", sign.statement),
         ),
     ),
-    ("verify", _verify, (("model", verify_model_command),)),
+    ("verify", _verify, (("model", verify_model_command), ("entry", auditprove.verify_entry))),
     (
         "audit",
         _audit,
         (
-            ("list", audit.list_entries),
+            ("list", auditlist.list_entries),
+            ("tail", auditlist.tail),
             ("show", audit.show),
             ("checkpoint", audit.checkpoint),
-            ("verify", audit.verify),
+            ("prove", auditprove.prove),
+            ("verify", auditverify.verify),
+            ("export", auditexport.export),
         ),
     ),
     ("receipt", _receipt, (("verify", receipts.verify),)),
