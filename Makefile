@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
-.PHONY: help setup demo test check format bench bench-quick proto lock clean
+.PHONY: help setup demo test check format bench bench-quick soak fuzz proto lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,11 +22,17 @@ check: setup ## ruff, mypy --strict, import rules, buf lint, drift of generated 
 format: setup ## format and sort imports
 	@.venv/bin/ruff check --quiet --select I --fix . ; .venv/bin/ruff format .
 
-bench: setup ## measure against bare token, bare log and bare gRPC in one run; JSON lines out, table on stderr
-	@$(PYTHON) -m tests.bench
+bench: setup ## measure against bare token, bare log and bare gRPC in one run; JSON lines out, docs/benchmarks.md
+	@$(PYTHON) -m tests.bench --report docs/benchmarks.md
 
 bench-quick: setup ## the same in under a minute; reports, never judges
 	@$(PYTHON) -m tests.bench --quick
+
+soak: setup ## mixed load for SOAK_MINUTES (60): is memory flat, is latency, is the log whole; JSON lines out
+	@$(PYTHON) tests/bench/soak.py
+
+fuzz: setup ## fuzz every parser of foreign bytes for FUZZ_SECONDS in sum (180), guided by coverage
+	@$(PYTHON) tests/fuzz $(FUZZ_ARGS)
 
 proto: setup ## generate clients/python/src/greatseal/v1 from protos/
 	@$(PYTHON) scripts/generate_stubs.py

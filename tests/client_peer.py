@@ -160,7 +160,9 @@ class Peer:
         end = min(start + (request.page_size or 100), len(self.log.entries))
         entries = [audit_pb2.Entry(index=index, data=self.log.entries[index]) for index in range(start, end)]
         return audit_pb2.ListEntriesResponse(
-            entries=entries, next_page_token=str(end) if end < len(self.log.entries) else ""
+            entries=entries,
+            next_page_token=str(end) if end < len(self.log.entries) else "",
+            log_size=len(self.log.entries),
         )
 
     def GetInclusionProof(self, request: audit_pb2.GetInclusionProofRequest) -> audit_pb2.InclusionProof:

@@ -16,8 +16,11 @@ def token_hosts(daemon: int, shim: str = "") -> list[int]:
     """Children of the daemon that have a PKCS#11 module loaded; with `shim`, those whose environment names it."""
     hosts = []
     for pid in children(daemon):
-        maps = Path(f"/proc/{pid}/maps").read_text()
-        environment = Path(f"/proc/{pid}/environ").read_text()
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            environment = Path(f"/proc/{pid}/environ").read_text()
+        except OSError:  # it ended meanwhile
+            continue
         if "libsofthsm2" in maps and shim in environment:
             hosts.append(pid)
     return hosts

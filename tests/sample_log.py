@@ -33,17 +33,22 @@ BOOT = "0197f3f0-0000-7000-8000-000000000001"
 REQUEST = "0197f3f0-1111-7000-8000-000000000002"
 TIMESTAMP = "2026-01-02T03:04:05.678901Z"
 
-PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | Ed25519PrivateKey
 
 
 def new_key(algorithm: Algorithm = Algorithm.ECDSA_P256_SHA256) -> PrivateKey:
     curves = {"p256": ec.SECP256R1(), "p384": ec.SECP384R1(), "p521": ec.SECP521R1()}
+    if algorithm.is_pure:
+        return Ed25519PrivateKey.generate()
     if algorithm.family in curves:
         return ec.generate_private_key(curves[algorithm.family])
     return rsa.generate_private_key(65537, 2048)
 
 
 def sign_digest(key: PrivateKey, algorithm: Algorithm, digest: bytes) -> bytes:
+    """Sign a digest, or with Ed25519 the message itself."""
+    if isinstance(key, Ed25519PrivateKey):
+        return key.sign(digest)
     kinds = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
     kind = kinds[algorithm.hash_name]
     hashed = Prehashed(kind)
@@ -151,11 +156,17 @@ class SampleLog:
         return self._sign(key, algorithm, digest, intent, edit_intent or {}, edit_outcome or {}, between)
 
     def sign_statement(
-        self, key: PrivateKey, payload: bytes, algorithm: Algorithm = Algorithm.ECDSA_P256_SHA256
+        self,
+        key: PrivateKey,
+        payload: bytes,
+        algorithm: Algorithm = Algorithm.ECDSA_P256_SHA256,
+        *,
+        edit_outcome: dict[str, Any] | None = None,
     ) -> Pair:
         """Append the entries of one statement's signature."""
         statement = parse_statement(payload)
-        digest = hashlib.new(algorithm.hash_name, pae(IN_TOTO_PAYLOAD_TYPE, payload)).digest()
+        encoded = pae(IN_TOTO_PAYLOAD_TYPE, payload)
+        digest = hashlib.new(algorithm.hash_name, encoded).digest()
         first = statement.subjects[0]
         intent = entry_format.Intent(
             att=1,
@@ -177,7 +188,7 @@ class SampleLog:
             tbs=digest.hex(),
             ts=TIMESTAMP,
         )
-        return self._sign(key, algorithm, digest, intent, {}, {}, 0)
+        return self._sign(key, algorithm, encoded if algorithm.is_pure else digest, intent, {}, edit_outcome or {}, 0)
 
     def note(self, size: int | None = None) -> str:
         """The signed checkpoint of the first `size` entries."""
@@ -197,7 +208,7 @@ class SampleLog:
         self,
         key: PrivateKey,
         algorithm: Algorithm,
-        digest: bytes,
+        signed: bytes,
         intent: entry_format.Intent,
         edit_intent: dict[str, Any],
         edit_outcome: dict[str, Any],
@@ -215,8 +226,8 @@ class SampleLog:
             key=entry_format.KeyRef(spki_sha256=spki_sha256(key.public_key())),
             log=self.origin,
             res="signed",
-            sig=base64.b64encode(sign_digest(key, algorithm, digest)).decode(),
-            tbs=digest.hex(),
+            sig=base64.b64encode(sign_digest(key, algorithm, signed)).decode(),
+            tbs=intent.tbs,
             ts=TIMESTAMP,
         )
         self.append([_edited(entry_format.encode(outcome), edit_outcome)])

@@ -168,3 +168,32 @@ def test_models_are_signed_with_what_verifiers_of_models_accept(site: Deployment
         [*command, "--public_key", str(public_pem(site, family, tmp_path))], capture_output=True, text=True, check=False
     )
     assert "Verification succeeded" in ran.stdout, ran.stderr
+
+
+def test_a_token_shows_what_it_lists_and_what_it_has_accepted(site: Deployment) -> None:
+    token = json.loads(ok(site.client("tokens", "show", "soft", "--json")))
+    assert token["state"] == "READY"
+    assert token["label"] == "greatseal"
+    assert token["sessions"] == 2
+    assert {each["algorithm"] for each in token["capabilities"] if each["proven"]} == {each.value for each in Algorithm}
+    assert set(token["keys"]) == {f"keys/{name}" for name in (*KINDS, "release", "scratch")}
+    shown = ok(site.client("tokens", "show", "soft"))
+    assert "ed25519" in shown
+    assert str(site.directory) not in shown
+    assert "libsofthsm" not in json.dumps(token)
+    assert [each["name"] for each in json.loads(ok(site.client("tokens", "list", "--json")))["tokens"]] == [
+        "tokens/soft"
+    ]
+
+
+def test_tokens_are_shown_to_those_who_may_and_their_names_to_nobody_else(site: Deployment) -> None:
+    missing = site.client("tokens", "show", "nowhere")
+    assert missing.returncode == 2
+    assert "tokens/nowhere" in missing.stderr
+    stranger = site.add_client("stranger")
+    for name in ("soft", "nowhere"):
+        refused = site.client("tokens", "show", name, profile=stranger)
+        assert refused.returncode == 3
+        assert "readTokens" in refused.stderr
+    denied = [json.loads(line) for line in ok(site.client("audit", "list", "--json")).splitlines()]
+    assert "readTokens" in json.dumps(denied)

@@ -57,6 +57,12 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens there: the path exists a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def unit(site: TokenSite, *more: str, **changes: object) -> Iterator[subprocess.Popen[str]]:
     """A running unit, listening; stopped and reaped afterwards, and nothing of it left."""
@@ -65,7 +71,7 @@ def unit(site: TokenSite, *more: str, **changes: object) -> Iterator[subprocess.
     path = site.directory / "host.sock"
     try:
         deadline = time.monotonic() + WAIT_SECONDS
-        while not path.exists():
+        while not listens(path):
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             assert time.monotonic() < deadline
             time.sleep(0.01)

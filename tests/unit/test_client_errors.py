@@ -19,6 +19,7 @@ TABLE = [
     ("CALLER_DENYLISTED", "PERMISSION_DENIED", errors.Denied, 3),
     ("ACCESS_DENIED", "PERMISSION_DENIED", errors.Denied, 3),
     ("KEY_NOT_FOUND", "NOT_FOUND", errors.NotFound, 2),
+    ("TOKEN_NOT_FOUND", "NOT_FOUND", errors.NotFound, 2),
     ("ENTRY_NOT_FOUND", "NOT_FOUND", errors.NotFound, 2),
     ("ARGUMENT_INVALID", "INVALID_ARGUMENT", errors.InvalidRequest, 2),
     ("DIGEST_INVALID", "INVALID_ARGUMENT", errors.InvalidRequest, 2),

@@ -14,12 +14,12 @@ import greatseal.errors
 import greatseal.verification
 
 EXPORTS = {
-    "Algorithm", "AsyncClient", "Checkpoint", "Client", "ConnectionRefused", "ConsistencyProof", "DaemonError",
-    "DaemonFault", "DeadlineExceeded", "Denied", "DigestRequest", "Entry", "Exhausted", "Grant", "GreatsealError",
+    "Algorithm", "AsyncClient", "Capability", "Checkpoint", "Client", "ConnectionRefused", "ConsistencyProof", "DaemonError",
+    "DaemonFault", "DeadlineExceeded", "Denied", "DigestRequest", "Entry", "EntryFilter", "EntryPage", "Exhausted", "Grant", "GreatsealError",
     "InFlight", "InclusionProof", "InvalidRequest", "Key", "LogRegressed", "NotFound", "NotReady", "Profile",
-    "ProfileError", "PublicKey", "Receipt", "RequestIdReused", "Signature", "SignedCheckpoint", "StatementRequest",
+    "ProfileError", "PublicKey", "Receipt", "RequestIdReused", "Signature", "SignedCheckpoint", "StatementRequest", "Token",
     "Unavailable", "UsageError", "VerificationFailed", "VerifiedReceipt", "VerifierKey", "WhoAmI", "__version__",
-    "load_public_key", "new_request_id", "open_checkpoint", "verify_digest",
+    "load_public_key", "new_request_id", "open_checkpoint", "verify_digest", "verify_message",
 }  # fmt: skip
 
 

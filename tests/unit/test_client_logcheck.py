@@ -18,6 +18,7 @@ from greatseal.logcheck import (
     first_difference,
     nonce_mark,
 )
+from greatseal.tlog import RootHash, leaf_hash, split_hashes
 from sample_log import SampleLog, as_json, new_key
 
 
@@ -164,3 +165,50 @@ def test_a_repeated_nonce_is_found_and_a_repeated_digest_is_harmless(log: Sample
     for index, data in enumerate(entries):
         again.add(index, data)
     assert find_repeated_nonce(frozenset(marks), enumerate(entries)) is None
+
+
+@pytest.mark.parametrize("first", [1, 5, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, SNAPSHOT_EVERY + 3])
+def test_a_check_that_begins_later_finds_the_first_changed_entry_too(first: int):
+    log = SampleLog()
+    size = 2 * SNAPSHOT_EVERY + 50
+    log.grow(size)
+    prover = log.tree.prover(size)
+    last = log.tree.prover(first).inclusion(first - 1)
+    beginning = RootHash.from_last(first, leaf_hash(log.entries[first - 1]), split_hashes(last))
+    assert beginning.root() == log.tree.prover(first).root()
+    for bad in (None, first, first + 1, first + SNAPSHOT_EVERY, size - 1):
+        changed = list(log.entries)
+        if bad is not None:
+            changed[bad] = changed[bad].replace(b"reload", b"forged")
+        check = LogCheck(log.origin, beginning)
+        for index in range(first, size):
+            check.add(index, changed[index])
+        assert (check.root() == prover.root()) == (bad is None)
+        if bad is not None:
+            entries = lambda start, end, changed=changed: list(enumerate(changed))[start:end]  # noqa: E731
+            assert first_difference(check, size, prover.root(), entries, prover.consistency).index == bad
+
+
+def test_an_outcome_of_an_intent_that_was_not_read_is_counted_once():
+    log = SampleLog()
+    pair = log.sign(new_key(), between=3)
+    beginning = RootHash()
+    beginning.append(leaf_hash(log.entries[pair.intent]))
+    check = LogCheck(log.origin, beginning)
+    for index in range(1, len(log.entries)):
+        check.add(index, log.entries[index])
+    assert check.problem is None
+    assert check.counts["outcome of an entry not read"] == 1
+    check.add(check.size, log.entries[pair.outcome])
+    assert check.problem is not None
+    assert "second outcome" in check.problem.message
+
+
+def test_intents_that_are_never_closed_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("greatseal.logcheck.MAX_OPEN", 3)
+    log = SampleLog()
+    pair = log.sign(new_key())
+    check = _check([log.entries[pair.intent]] * 10)
+    assert check.problem is not None
+    assert check.problem.index == 3
+    assert len(check.open_intents) == 3

@@ -148,6 +148,22 @@ def test_a_missing_certificate_is_named(tmp_path: Path):
         Profile(ca_cert=_with_files(tmp_path).ca_cert, client_key=profile.client_key).credentials()
 
 
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("timeout = " + "[" * 3000, "nested too deeply"),
+        ("timeout = " + "9" * 5000, "is not TOML"),
+        ("timeout = 1" + "0" * 400, "must be a number of seconds"),
+        ('ca_cert = "~nobody-of-this-name/x"', "of whom no home is known"),
+        ('log_key = "~nobody-of-this-name/x"', "of whom no home is known"),
+    ],
+)
+def test_a_value_that_python_chokes_on_is_refused_like_any_other(profile_file: Path, text: str, why: str):
+    profile_file.write_text(text)
+    with pytest.raises(ProfileError, match=why):
+        load(profile_file, environment={})
+
+
 def _with_files(folder: Path) -> Profile:
     for name, data in (("ca.pem", CERTIFICATE), ("client.pem", CERTIFICATE), ("client.key", KEY)):
         (folder / name).write_bytes(data)

@@ -426,3 +426,19 @@ def test_an_adapters_opinion_of_a_uri_stands_at_its_line(site):
     (problem,) = caught.value.problems
     assert (problem.line, problem.key) == (28, "keys[0].uri")
     assert problem.message == "pkcs11:object=release is not to its liking"
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [("a = " + "[" * 3000, "nested too deeply"), ("a = " + "9" * 5000, "too many digits")],
+)
+def test_a_value_that_the_toml_reader_chokes_on_is_a_problem_like_any_other(site, text: str, why: str):
+    (problem,) = problems(site, text)
+    assert why in problem
+    with pytest.raises(ConfigError, match=why):
+        load_token(site / "greatseald.toml", "soft")
+
+
+def test_an_override_of_too_many_digits_is_no_number(site):
+    (problem,) = problems(site, CONFIG, {"GREATSEALD_SERVER_MAX_MESSAGE_BYTES": "9" * 5000})
+    assert problem == "environment: GREATSEALD_SERVER_MAX_MESSAGE_BYTES: must be a number"

@@ -28,7 +28,11 @@ RECEIPTS = [
     for algorithm in Algorithm
     if (version / f"{kind}-{algorithm.value}.receipt.json").exists()
 ]
-DIGESTS = {"sha256": hashlib.sha256(b"golden").digest(), "sha384": hashlib.sha384(b"golden").digest()}
+DIGESTS = {
+    "sha256": hashlib.sha256(b"golden").digest(),
+    "sha384": hashlib.sha384(b"golden").digest(),
+    "sha512": hashlib.sha512(b"golden").digest(),
+}
 
 
 def vkey(version: Path) -> VerifierKey:

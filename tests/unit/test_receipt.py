@@ -70,7 +70,22 @@ def test_a_true_receipt_says_who_signed_what_with_which_key(log: SampleLog):
     )
 
 
-@pytest.mark.parametrize("algorithm", Algorithm)
+def test_a_receipt_of_ed25519_takes_the_payload_to_verify_the_signature(log: SampleLog):
+    key = new_key(Algorithm.ED25519)
+    receipt = log.receipt(log.sign_statement(key, STATEMENT, Algorithm.ED25519))
+    verified = receipt.verify(log.vkey, public_key=key.public_key(), payload=STATEMENT)
+    assert verified.signature_verified
+    assert not receipt.verify(log.vkey, public_key=key.public_key()).signature_verified
+    assert not receipt.verify(log.vkey, payload=STATEMENT).signature_verified
+    refused(ReceiptCheck.PAYLOAD, receipt, log, public_key=key.public_key(), payload=STATEMENT + b" ")
+    # A signature over the digest, or over the payload without its DSSE encoding, is none.
+    for signed in (receipt.verify(log.vkey).digest, STATEMENT):
+        false = {"sig": base64.b64encode(sign_digest(key, Algorithm.ED25519, signed)).decode()}
+        forged = log.receipt(log.sign_statement(key, STATEMENT, Algorithm.ED25519, edit_outcome=false))
+        refused(ReceiptCheck.SIGNATURE, forged, log, public_key=key.public_key(), payload=STATEMENT)
+
+
+@pytest.mark.parametrize("algorithm", [algorithm for algorithm in Algorithm if not algorithm.is_pure])
 def test_receipts_of_every_algorithm_verify(log: SampleLog, algorithm: Algorithm):
     key = new_key(algorithm)
     digest = hashlib.new(algorithm.hash_name, b"x").digest()

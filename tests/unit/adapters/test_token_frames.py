@@ -36,7 +36,7 @@ def test_what_a_front_sends_is_what_the_host_gets(message: frames.ToHost):
     "message",
     [
         RESULTS,
-        frames.Ready(1, 2, "s", "l", "m", "mo", "1.0", 3, ["note"]),
+        frames.Ready(1, 2, "s", "l", "m", "mo", "1.0", 3, 2, ["ed25519"], ["note"]),
         frames.NotReady(1, locked=True, detail="x"),
         frames.Key(1, b"spki", ["ecdsa-p256-sha256"]),
         frames.KeyRefused(1, "x", locked=False),

@@ -37,7 +37,7 @@ def test_only_the_release_key_is_closed_to_blind_digests():
 
 def test_the_pipeline_may_sign_statements_read_keys_and_audit():
     (release,) = [rule for rule in config()["allow"] if rule["keys"] == ["release"]]
-    assert release["actions"] == ["sign", "readKeys", "readAudit"]
+    assert release["actions"] == ["sign", "readKeys", "readAudit", "readTokens"]
     assert release["payload_types"] == ["application/vnd.in-toto+json"]
 
 

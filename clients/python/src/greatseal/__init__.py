@@ -44,9 +44,12 @@ if TYPE_CHECKING:
     )
     from greatseal.ids import new_request_id
     from greatseal.messages import (
+        Capability,
         ConsistencyProof,
         DigestRequest,
         Entry,
+        EntryFilter,
+        EntryPage,
         Grant,
         InclusionProof,
         Key,
@@ -54,12 +57,13 @@ if TYPE_CHECKING:
         Signature,
         SignedCheckpoint,
         StatementRequest,
+        Token,
         WhoAmI,
     )
     from greatseal.note import VerifierKey
     from greatseal.profile import Profile
     from greatseal.receipt import Receipt, VerifiedReceipt
-    from greatseal.signatures import load_public_key, verify_digest
+    from greatseal.signatures import load_public_key, verify_digest, verify_message
     from greatseal.version import VERSION
 
     __version__ = VERSION
@@ -90,9 +94,12 @@ _HOMES = {
     ),
     "ids": ("new_request_id",),
     "messages": (
+        "Capability",
         "ConsistencyProof",
         "DigestRequest",
         "Entry",
+        "EntryFilter",
+        "EntryPage",
         "Grant",
         "InclusionProof",
         "Key",
@@ -100,18 +107,20 @@ _HOMES = {
         "Signature",
         "SignedCheckpoint",
         "StatementRequest",
+        "Token",
         "WhoAmI",
     ),
     "note": ("VerifierKey",),
     "profile": ("Profile",),
     "receipt": ("Receipt", "VerifiedReceipt"),
-    "signatures": ("load_public_key", "verify_digest"),
+    "signatures": ("load_public_key", "verify_digest", "verify_message"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # the same names once more, for tools that read and do not run
     "Algorithm",
     "AsyncClient",
+    "Capability",
     "Checkpoint",
     "Client",
     "ConnectionRefused",
@@ -122,6 +131,8 @@ __all__ = [  # the same names once more, for tools that read and do not run
     "Denied",
     "DigestRequest",
     "Entry",
+    "EntryFilter",
+    "EntryPage",
     "Exhausted",
     "Grant",
     "GreatsealError",
@@ -140,6 +151,7 @@ __all__ = [  # the same names once more, for tools that read and do not run
     "Signature",
     "SignedCheckpoint",
     "StatementRequest",
+    "Token",
     "Unavailable",
     "UsageError",
     "VerificationFailed",
@@ -151,6 +163,7 @@ __all__ = [  # the same names once more, for tools that read and do not run
     "new_request_id",
     "open_checkpoint",
     "verify_digest",
+    "verify_message",
 ]
 
 

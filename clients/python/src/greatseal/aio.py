@@ -27,6 +27,7 @@ from greatseal.algorithms import Algorithm
 from greatseal.calls import PAGE, Calls, Pause, Rpc, Talk
 from greatseal.dsse import IN_TOTO_PAYLOAD_TYPE
 from greatseal.errors import DaemonError, UsageError
+from greatseal.logpages import Pages
 from greatseal.profile import Profile, Setting, load
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class AsyncClient:
         self._calls = Calls(profile, public_keys=public_keys)
         self._connection = _Connection(profile, on_retry)
         self.keys = AsyncKeys(self._calls, self._connection)
+        self.tokens = AsyncTokens(self._calls, self._connection)
         self.audit = AsyncAudit(self._calls, self._connection)
 
     @classmethod
@@ -163,6 +165,28 @@ class AsyncClient:
         await self.close()
 
 
+class AsyncTokens:
+    """The tokens; takes the action `readTokens`."""
+
+    def __init__(self, calls: Calls, connection: _Connection) -> None:
+        self._calls = calls
+        self._connection = connection
+
+    async def list(self, *, timeout: float | None = None) -> AsyncIterator[messages.Token]:
+        """Iterate over the tokens by name, page by page; `timeout` is for each page."""
+        token = ""
+        while True:
+            page, token = await self._connection.run(self._calls.token_page(token, timeout))
+            for item in page:
+                yield item
+            if not token:
+                return
+
+    async def get(self, name: str, *, timeout: float | None = None) -> messages.Token:
+        """Return one token, `tokens/{token}`."""
+        return await self._connection.run(self._calls.token(name, timeout))
+
+
 class AsyncKeys:
     """The keys that this caller may read."""
 
@@ -208,7 +232,13 @@ class AsyncAudit:
         return await self._connection.run(self._calls.entry(index, timeout))
 
     async def entries(
-        self, start: int = 0, *, descending: bool = False, page_size: int = PAGE, timeout: float | None = None
+        self,
+        start: int = 0,
+        *,
+        descending: bool = False,
+        page_size: int = PAGE,
+        wanted: messages.EntryFilter | None = None,
+        timeout: float | None = None,
     ) -> AsyncIterator[messages.Entry]:
         """Iterate over entries from `start`, page by page; `timeout` is for each page.
 
@@ -216,16 +246,49 @@ class AsyncAudit:
             start: the first index; descending, 0 means the end of the log.
             descending: towards index 0.
             page_size: entries a page, at most 1,000.
+            wanted: which entries; all where None.
             timeout: seconds.
+
+        Raises:
+            VerificationFailed: the daemon's answer is none that a log can give.
         """
-        token = ""
-        while True:
-            talk = self._calls.entry_page(start, page_size, token, timeout, descending=descending)
-            page, token = await self._connection.run(talk)
-            for item in page:
-                yield item
-            if not token:
-                return
+        async for page in self.pages(start, descending=descending, page_size=page_size, wanted=wanted, timeout=timeout):
+            for entry in page.entries:
+                yield entry
+
+    async def pages(
+        self,
+        start: int = 0,
+        *,
+        descending: bool = False,
+        page_size: int = PAGE,
+        wanted: messages.EntryFilter | None = None,
+        with_intents: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[messages.EntryPage]:
+        """Iterate over pages of entries. A page that a filter leaves empty need not be the last.
+
+        Args:
+            start: the first index; descending, 0 means the end of the log.
+            descending: towards index 0.
+            page_size: entries a page, at most 1,000.
+            wanted: which entries; all where None.
+            with_intents: give the intents of outcomes with each page.
+            timeout: seconds.
+
+        Raises:
+            VerificationFailed: the daemon's answer is none that a log can give.
+        """
+        pages = Pages(
+            self._calls,
+            start,
+            descending=descending,
+            page_size=page_size,
+            wanted=wanted,
+            with_intents=with_intents,
+        )
+        while not pages.done:
+            yield await self._connection.run(pages.following(timeout))
 
     async def inclusion(
         self, index: int, tree_size: int = 0, *, timeout: float | None = None

@@ -187,6 +187,16 @@ class Calls:
         """Read one key."""
         return wire.key((yield from self._ask("GetKey", wire.get_key_request(key_name(name)), self._deadline(timeout))))
 
+    def token_page(self, page_token: str, timeout: float | None) -> Talk[tuple[list[messages.Token], str]]:
+        """Read one page of tokens and the page token of the next."""
+        answer = yield from self._ask("ListTokens", wire.list_tokens_request(page_token), self._deadline(timeout))
+        return [wire.token(token) for token in answer.tokens], _next_page(answer, page_token, some=True)
+
+    def token(self, name: str, timeout: float | None) -> Talk[messages.Token]:
+        """Read one token; `soft` is short for `tokens/soft`."""
+        request = wire.get_token_request(name if "/" in name else f"tokens/{name}")
+        return wire.token((yield from self._ask("GetToken", request, self._deadline(timeout))))
+
     def public_key(self, name: str, timeout: float | None) -> Talk[messages.PublicKey]:
         """Read a public key; signatures by it are verified from now on."""
         request = wire.get_public_key_request(key_name(name))
@@ -217,16 +227,6 @@ class Calls:
             message = f"entry {index} was asked for and the daemon answered with entry {entry.index}"
             raise VerificationFailed(message)
         return entry
-
-    def entry_page(
-        self, start: int, page_size: int, page_token: str, timeout: float | None, *, descending: bool
-    ) -> Talk[tuple[list[messages.Entry], str]]:
-        """Read one page of entries and the token of the next."""
-        _natural(start=start)
-        request = wire.list_entries_request(start, page_size, page_token, descending=descending)
-        answer = yield from self._ask("ListEntries", request, self._deadline(timeout))
-        entries = [wire.entry(entry) for entry in answer.entries]
-        return entries, _next_page(answer, page_token, some=bool(entries))
 
     def inclusion(self, index: int, tree_size: int, timeout: float | None) -> Talk[messages.InclusionProof]:
         """Read an inclusion proof; it is checked where entry and root are, not here."""
@@ -294,6 +294,10 @@ class Calls:
             raise
 
     # --- asking
+
+    def ask(self, method: str, request: Any, timeout: float | None) -> Talk[Any]:
+        """Call a method that reads."""
+        return (yield from self._ask(method, request, self._deadline(timeout)))
 
     def _deadline(self, timeout: float | None) -> Deadline:
         seconds = self.profile.timeout if timeout is None else timeout

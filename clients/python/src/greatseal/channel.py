@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from greatseal.profile import Profile
-from greatseal.v1 import audit_pb2_grpc, identity_pb2_grpc, key_pb2_grpc, signing_pb2_grpc
+from greatseal.v1 import audit_pb2_grpc, identity_pb2_grpc, key_pb2_grpc, signing_pb2_grpc, token_pb2_grpc
 from greatseal.version import VERSION
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ _OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
 _STUBS: Final = (
     signing_pb2_grpc.SigningServiceStub,
     key_pb2_grpc.KeyServiceStub,
+    token_pb2_grpc.TokenServiceStub,
     audit_pb2_grpc.AuditServiceStub,
     identity_pb2_grpc.IdentityServiceStub,
 )

@@ -26,6 +26,7 @@ from greatseal.algorithms import Algorithm
 from greatseal.calls import PAGE, Calls, Pause, Rpc, Talk
 from greatseal.dsse import IN_TOTO_PAYLOAD_TYPE
 from greatseal.errors import DaemonError, UsageError
+from greatseal.logpages import Pages
 from greatseal.profile import Profile, Setting, load
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class Client:
         self._calls = Calls(profile, public_keys=public_keys)
         self._connection = _Connection(profile, on_retry)
         self.keys = Keys(self._calls, self._connection)
+        self.tokens = Tokens(self._calls, self._connection)
         self.audit = Audit(self._calls, self._connection)
 
     @classmethod
@@ -162,6 +164,27 @@ class Client:
         self.close()
 
 
+class Tokens:
+    """The tokens; takes the action `readTokens`."""
+
+    def __init__(self, calls: Calls, connection: _Connection) -> None:
+        self._calls = calls
+        self._connection = connection
+
+    def list(self, *, timeout: float | None = None) -> Iterator[messages.Token]:
+        """Iterate over the tokens by name, page by page; `timeout` is for each page."""
+        token = ""
+        while True:
+            page, token = self._connection.run(self._calls.token_page(token, timeout))
+            yield from page
+            if not token:
+                return
+
+    def get(self, name: str, *, timeout: float | None = None) -> messages.Token:
+        """Return one token, `tokens/{token}`."""
+        return self._connection.run(self._calls.token(name, timeout))
+
+
 class Keys:
     """The keys that this caller may read."""
 
@@ -206,7 +229,13 @@ class Audit:
         return self._connection.run(self._calls.entry(index, timeout))
 
     def entries(
-        self, start: int = 0, *, descending: bool = False, page_size: int = PAGE, timeout: float | None = None
+        self,
+        start: int = 0,
+        *,
+        descending: bool = False,
+        page_size: int = PAGE,
+        wanted: messages.EntryFilter | None = None,
+        timeout: float | None = None,
     ) -> Iterator[messages.Entry]:
         """Iterate over entries from `start`, page by page; `timeout` is for each page.
 
@@ -214,15 +243,48 @@ class Audit:
             start: the first index; descending, 0 means the end of the log.
             descending: towards index 0.
             page_size: entries a page, at most 1,000.
+            wanted: which entries; all where None.
             timeout: seconds.
+
+        Raises:
+            VerificationFailed: the daemon's answer is none that a log can give.
         """
-        token = ""
-        while True:
-            talk = self._calls.entry_page(start, page_size, token, timeout, descending=descending)
-            page, token = self._connection.run(talk)
-            yield from page
-            if not token:
-                return
+        for page in self.pages(start, descending=descending, page_size=page_size, wanted=wanted, timeout=timeout):
+            yield from page.entries
+
+    def pages(
+        self,
+        start: int = 0,
+        *,
+        descending: bool = False,
+        page_size: int = PAGE,
+        wanted: messages.EntryFilter | None = None,
+        with_intents: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[messages.EntryPage]:
+        """Iterate over pages of entries. A page that a filter leaves empty need not be the last.
+
+        Args:
+            start: the first index; descending, 0 means the end of the log.
+            descending: towards index 0.
+            page_size: entries a page, at most 1,000.
+            wanted: which entries; all where None.
+            with_intents: give the intents of outcomes with each page.
+            timeout: seconds.
+
+        Raises:
+            VerificationFailed: the daemon's answer is none that a log can give.
+        """
+        pages = Pages(
+            self._calls,
+            start,
+            descending=descending,
+            page_size=page_size,
+            wanted=wanted,
+            with_intents=with_intents,
+        )
+        while not pages.done:
+            yield self._connection.run(pages.following(timeout))
 
     def inclusion(self, index: int, tree_size: int = 0, *, timeout: float | None = None) -> messages.InclusionProof:
         """Return the proof that an entry stands in a tree, the newest where `tree_size` is 0; not yet checked."""

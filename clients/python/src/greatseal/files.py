@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all.
+"""Reading a file within bounds, and writing it whole or not at all.
 
 write_whole(Path("model.sig"), data)            # a reader sees the old bytes or the new ones
 """
@@ -12,7 +12,24 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from greatseal.errors import UsageError
+
 PRIVATE: Final = 0o600
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        UsageError: it is over `limit` bytes.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        message = f"{path} is over {limit} bytes, more than any file of its kind"
+        raise UsageError(message)
+    return data
 
 
 def write_whole(path: Path, data: bytes, *, mode: int | None = None) -> None:

@@ -22,19 +22,23 @@ from __future__ import annotations
 
 import base64
 import binascii
-import copy
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greatseal import strictjson, tlog
 from greatseal.errors import VerificationFailed
 from greatseal.verification import ProofInvalid
 
+if TYPE_CHECKING:
+    from greatseal.logsignatures import SignatureCheck
+
 MAX_ENTRY_BYTES: Final = 16 * 1024
+MAX_OPEN: Final = 100_000
+"""More open intents than any daemon has: what a check keeps is bounded."""
 SNAPSHOT_EVERY: Final = 1024
 _RESULTS: Final = frozenset({"signed", "failed", "unknown", "aborted"})
 
@@ -47,12 +51,11 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Intent:
+class _Intent(NamedTuple):
     leaf: bytes
     spki_sha256: str
     tbs: str
-    ecdsa: bool
+    algorithm: str
 
 
 class LogCheck:
@@ -60,24 +63,34 @@ class LogCheck:
 
     Args:
         origin: the log's name, which every entry repeats.
+        beginning: the tree of the entries that are not read; the first one added follows them. What an
+            outcome says of an intent among them is not checked.
+        signatures: verifies what was signed; nothing does where None.
 
     Attributes:
+        first: the index of the first entry that is read.
         problem: the first entry that contradicts the format or another one; None while there is none.
         counts: how many entries of each kind were seen, and outcomes by result as `outcome signed`.
     """
 
-    def __init__(self, origin: str) -> None:
+    def __init__(
+        self, origin: str, beginning: tlog.RootHash | None = None, *, signatures: SignatureCheck | None = None
+    ) -> None:
         self._origin = origin
-        self._tree = tlog.RootHash()
+        self._tree = beginning.copy() if beginning is not None else tlog.RootHash()
+        self.first = self._tree.size
+        self._signatures = signatures
         self._snapshots: list[tlog.RootHash] = []
         self._open: dict[int, _Intent] = {}
-        self._nonces = array("Q")
+        self._closed_before: set[int] = set()
+        # By their first byte, so that sorting takes the memory of a small part.
+        self._nonces = [array("Q") for _ in range(256)]
         self.problem: Problem | None = None
         self.counts: dict[str, int] = {}
 
     @property
     def size(self) -> int:
-        """How many entries were added."""
+        """How many entries the tree has: those added, and those before the first."""
         return self._tree.size
 
     @property
@@ -98,22 +111,27 @@ class LogCheck:
         if index != self.size:
             message = f"entry {self.size} is missing: the daemon answered with entry {index}"
             raise VerificationFailed(message)
-        if index % SNAPSHOT_EVERY == 0:
-            self._snapshots.append(copy.deepcopy(self._tree))
+        if (index - self.first) % SNAPSHOT_EVERY == 0:
+            self._snapshots.append(self._tree.copy())
         leaf = tlog.leaf_hash(data)
         self._tree.append(leaf)
+        self.read(index, leaf, data)
+
+    def read(self, index: int, leaf: bytes, data: bytes) -> None:
+        """Take what the next entry says, without the tree: for who computes that himself."""
         problem = self._read(index, leaf, data)
         if problem and self.problem is None:
             self.problem = Problem(index, problem)
 
     def before(self, index: int) -> tlog.RootHash:
         """The tree of the entries below the last snapshot at or below `index`, for adding up to it again."""
-        return copy.deepcopy(self._snapshots[index // SNAPSHOT_EVERY])
+        return self._snapshots[(index - self.first) // SNAPSHOT_EVERY].copy()
 
     def repeated_nonces(self) -> frozenset[int]:
         """Marks of ECDSA nonces that stand in more than one signature; `nonce_mark` makes them."""
-        ordered = sorted(self._nonces)
-        return frozenset(mark for mark, following in pairwise(ordered) if mark == following)
+        return frozenset(
+            mark for part in self._nonces for mark, following in pairwise(sorted(part)) if mark == following
+        )
 
     def _read(self, index: int, leaf: bytes, data: bytes) -> str:
         try:
@@ -140,7 +158,9 @@ class LogCheck:
         spki, tbs, algorithm = _text(entry, "key", "spki_sha256"), _text(entry, "tbs"), _text(entry, "mech")
         if not spki or not tbs or not algorithm:
             return "is an intent without key, tbs or mech"
-        self._open[index] = _Intent(leaf, spki, tbs, algorithm.startswith("ecdsa-"))
+        if len(self._open) >= MAX_OPEN:
+            return f"is one of over {MAX_OPEN} intents without an outcome"
+        self._open[index] = _Intent(leaf, spki, tbs, algorithm)
         return ""
 
     def _outcome(self, entry: dict[str, Any]) -> str:
@@ -148,6 +168,10 @@ class LogCheck:
         index = reference.get("index") if isinstance(reference, dict) else None
         if not isinstance(index, int) or isinstance(index, bool):
             return "is an outcome that names no intent"
+        if 0 <= index < self.first and index not in self._closed_before and len(self._closed_before) < MAX_OPEN:
+            self._closed_before.add(index)
+            self._count("outcome of an entry not read")
+            return self._ending(entry, "")
         intent = self._open.pop(index, None)
         if intent is None:
             return f"is an outcome of entry {index}, which is no open intent: a second outcome, or one of nothing"
@@ -155,6 +179,9 @@ class LogCheck:
             return f"is an outcome of entry {index} and repeats another leaf hash than that entry has"
         if (_text(entry, "key", "spki_sha256"), _text(entry, "tbs")) != (intent.spki_sha256, intent.tbs):
             return f"is an outcome of entry {index} with another key or digest than that intent's"
+        return self._ending(entry, intent.algorithm)
+
+    def _ending(self, entry: dict[str, Any], algorithm: str) -> str:
         result = _text(entry, "res")
         if result not in _RESULTS:
             return f"is an outcome with the unknown result {result!r:.40}"
@@ -162,11 +189,14 @@ class LogCheck:
         signature = _text(entry, "sig")
         if (result == "signed") != bool(signature):
             return f"is an outcome with the result {result} and {'a' if signature else 'no'} signature"
-        if intent.ecdsa and signature:
-            mark = nonce_mark(intent.spki_sha256, signature)
+        spki = _text(entry, "key", "spki_sha256")
+        if algorithm.startswith("ecdsa-") and signature:
+            mark = nonce_mark(spki, signature)
             if mark is None:
                 return "holds a signature that is not the base64 of a DER ECDSA signature"
-            self._nonces.append(mark)
+            self._nonces[mark >> 56].append(mark)
+        if signature and algorithm and self._signatures is not None:
+            return self._signatures.problem(spki, algorithm, _text(entry, "tbs"), signature)
         return ""
 
     def _count(self, what: str) -> None:
@@ -179,9 +209,12 @@ def nonce_mark(spki_sha256: str, signature: str) -> int | None:
         der = base64.b64decode(signature, validate=True)
     except (binascii.Error, ValueError):
         return None
-    if len(der) < 8 or der[0] != 0x30 or der[2] != 0x02 or len(der) < 4 + der[3]:
+    if len(der) < 8 or der[0] != 0x30:
         return None
-    r = der[4 : 4 + der[3]].lstrip(b"\0")
+    at = 3 if der[1] == 0x81 else 2  # P-521's sequence is too long for a length of one byte
+    if der[at] != 0x02 or len(der) < at + 2 + der[at + 1]:
+        return None
+    r = der[at + 2 : at + 2 + der[at + 1]].lstrip(b"\0")
     return int.from_bytes(sha256(spki_sha256.encode() + b"\0" + r).digest()[:8], "big")
 
 
@@ -221,7 +254,7 @@ def first_difference(
     computed root to the checkpoint's. So bisection finds the first that is not, in about log2(size) proofs.
 
     Args:
-        check: fed with all entries.
+        check: fed with all entries from its first on; those before are right.
         size: of the checkpoint's tree.
         root: of the checkpoint.
         entries: gives indexes and bytes from the first index up to, without, the second.
@@ -239,12 +272,15 @@ def first_difference(
             return False
         return True
 
-    low, high = 0, (size - 1) // SNAPSHOT_EVERY + 1  # snapshot `low` is good, `high` is not (or is past the end)
+    low, high = (
+        0,
+        (size - 1 - check.first) // SNAPSHOT_EVERY + 1,
+    )  # snapshot `low` is good, `high` is not (or is past the end)
     while high - low > 1:
         middle = (low + high) // 2
-        count = middle * SNAPSHOT_EVERY
+        count = check.first + middle * SNAPSHOT_EVERY
         low, high = (middle, high) if good(count, check.before(count).root()) else (low, middle)
-    tree = check.before(low * SNAPSHOT_EVERY)
+    tree = check.before(check.first + low * SNAPSHOT_EVERY)
     start = tree.size
     roots = [tree.root()]
     for _, data in entries(start, min(start + SNAPSHOT_EVERY, size)):

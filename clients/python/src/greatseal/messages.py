@@ -13,6 +13,8 @@ from greatseal.dsse import IN_TOTO_PAYLOAD_TYPE
 from greatseal.errors import UsageError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from greatseal.algorithms import Algorithm
     from greatseal.receipt import Receipt
 
@@ -120,6 +122,7 @@ class WhoAmI:
         grants: what the rules allow.
         server_version: the daemon's.
         log_origin: the name in the log's verifier key.
+        server_time: the daemon's clock when it answered, RFC 3339; empty where it does not say.
     """
 
     client: str
@@ -129,6 +132,7 @@ class WhoAmI:
     grants: tuple[Grant, ...]
     server_version: str
     log_origin: str
+    server_time: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,32 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Capability:
+    """How a token stands to an algorithm: whether it lists the mechanism, and whether it accepted it for a key."""
+
+    algorithm: Algorithm
+    advertised: bool
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token: its state (STARTING, READY, UNREACHABLE or LOCKED), what it says of itself, what it can do, the keys in it."""
+
+    name: str
+    state: str
+    state_detail: str
+    serial: str
+    label: str
+    manufacturer: str
+    model: str
+    firmware: str
+    sessions: int
+    capabilities: tuple[Capability, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PublicKey:
     """The public half of a key version.
 
@@ -179,6 +209,47 @@ class Entry:
 
     index: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries of the log to list. All that is given must hold, of a tuple one value.
+
+    An outcome is judged together with its intent: it has that one's caller, key and model.
+
+    Attributes:
+        types: of `intent`, `outcome`, `denied`, `admin`.
+        results: of `signed`, `failed`, `unknown`, `aborted`, `denied`.
+        key: `keys/{key}`; this and the next two are prefixes where they end in an asterisk.
+        caller: an identity.
+        subject: the name of the first subject, for models the model's.
+        digest: the first 8 to 128 hexadecimal digits of the digest given to the token, of the payload's
+            SHA-256, or of the first subject's digest.
+        since: an aware datetime; written then or later. Where a clock was over an hour wrong, entries may be missed.
+        until: an aware datetime; written before.
+    """
+
+    types: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    key: str = ""
+    caller: str = ""
+    subject: str = ""
+    digest: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPage:
+    """A page of entries in the order asked for; may hold few or none, and not be the last.
+
+    `intents` are those of the page's outcomes that are not in the page, where they were asked for;
+    `log_size` is the size of the log when it was read.
+    """
+
+    entries: tuple[Entry, ...]
+    intents: tuple[Entry, ...]
+    log_size: int
 
 
 @dataclass(frozen=True, slots=True)

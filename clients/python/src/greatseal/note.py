@@ -98,7 +98,7 @@ class VerifierKey:
             raise NoteInvalid(message)
         key = cls(name, data[1:])
         if key.key_id.hex() != key_id:
-            message = f"the verifier key line says key id {key_id[:16]}, and its name and key have {key.key_id.hex()}"
+            message = f"the verifier key line says key id {key_id[:16]!r}, and its name and key have {key.key_id.hex()}"
             raise NoteInvalid(message)
         return key
 

@@ -204,7 +204,10 @@ def _table(source: Path) -> dict[str, object]:
     except _Missing:
         message = f"{where}: does not exist; `greatseald init DIR` makes one as DIR/client.toml"
         raise ProfileError(message) from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        message = f"{where}: is nested too deeply"
+        raise ProfileError(message) from None
+    except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
         message = f"{where}: is not TOML: {error}"
         raise ProfileError(message) from None
 
@@ -222,16 +225,24 @@ def _value(key: str, value: object, where: str, base: Path) -> object:
         message = f"{where}: is empty or holds a zero byte"
         raise ProfileError(message)
     if key in _PATHS:
-        return base / Path(value).expanduser()
+        return base / _expanded(value, where)
     if key == "log_key":
         return _log_key(value, where, base)
     return value.strip()
 
 
+def _expanded(text: str, where: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        message = f"{where}: {text[:120]!r} begins with a user of whom no home is known"
+        raise ProfileError(message) from error
+
+
 def _timeout(value: object, where: str) -> float:
     try:
         seconds = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         seconds = math.nan
     if not 0 < seconds <= MAX_TIMEOUT:
         message = f"{where}: must be a number of seconds above 0, at most {MAX_TIMEOUT:.0f}"
@@ -244,7 +255,7 @@ def _log_key(value: str, where: str, base: Path) -> str:
     text = value.strip()
     if looks_like_vkey(text):
         return text
-    path = base / Path(text).expanduser()
+    path = base / _expanded(text, where)
     try:
         line = _read(path, "log_key", where).decode("utf-8", "replace").strip()
     except _Missing:

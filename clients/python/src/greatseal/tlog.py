@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from greatseal.checkpoint import EMPTY_ROOT, HASH_BYTES, MAX_TREE_SIZE
 from greatseal.note import MAX_NOTE_BYTES
@@ -64,9 +65,23 @@ def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes],
     Raises:
         ProofInvalid: it does not, or the proof has another length than this place in this tree takes.
     """
+    _check_hashes([root])
+    computed = inclusion_root(index, size, leaf, proof)
+    if computed != root:
+        raise ProofInvalid(
+            f"the inclusion proof of leaf {index} does not lead to the root of the tree of {size} leaves"
+        )
+
+
+def inclusion_root(index: int, size: int, leaf: bytes, proof: Sequence[bytes]) -> bytes:
+    """Return the root that an inclusion proof leads to: of a tree whose root is proven in another way.
+
+    Raises:
+        ProofInvalid: the proof has another length than this place in this tree takes.
+    """
     if not 0 <= index < size <= MAX_TREE_SIZE:
         raise ProofInvalid(f"a tree of {size} leaves has no leaf {index}")
-    _check_hashes([leaf, root, *proof])
+    _check_hashes([leaf, *proof])
     # Up to `inner` levels the path turns as the index says; above, every sibling is on the left.
     inner = (index ^ (size - 1)).bit_length()
     expected = inner + (index >> inner).bit_count()
@@ -81,10 +96,7 @@ def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes],
         turns >>= 1
     for sibling in proof[inner:]:
         computed = sha256(b"\x01" + sibling + computed).digest()
-    if computed != root:
-        raise ProofInvalid(
-            f"the inclusion proof of leaf {index} does not lead to the root of the tree of {size} leaves"
-        )
+    return computed
 
 
 def verify_consistency(old_size: int, new_size: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes) -> None:
@@ -156,6 +168,29 @@ class RootHash:
     def __init__(self) -> None:
         self.size = 0
         self._perfect: list[bytes] = []
+
+    @classmethod
+    def from_last(cls, size: int, leaf: bytes, proof: Sequence[bytes]) -> Self:
+        """The tree of `size` leaves, from the inclusion proof of its last one, to go on from there.
+
+        All siblings of the last leaf are on its left: they are the perfect subtrees before it. This
+        proves nothing by itself: compare `root()`.
+
+        Raises:
+            ProofInvalid: the proof has another length than the last leaf's, or hashes of other than 32 bytes.
+        """
+        if not 0 < size <= MAX_TREE_SIZE or len(proof) != (size - 1).bit_count():
+            raise ProofInvalid(f"the inclusion proof of the last of {size} leaves does not have {len(proof)} hashes")
+        _check_hashes([leaf, *proof])
+        tree = cls()
+        tree._perfect = list(reversed(proof))
+        tree.size = size - 1
+        tree.append(leaf)
+        return tree
+
+    def copy(self) -> Self:
+        """Another tree of the same leaves."""
+        return copy.deepcopy(self)
 
     def append(self, leaf: bytes) -> None:
         """Add the next leaf's hash."""

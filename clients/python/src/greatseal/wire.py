@@ -20,7 +20,7 @@ from greatseal.algorithms import Algorithm
 from greatseal.receipt import Logged, Receipt
 from greatseal.text import clean
 from greatseal.tlog import split_hashes
-from greatseal.v1 import audit_pb2, identity_pb2, key_pb2, signing_pb2, types_pb2
+from greatseal.v1 import audit_pb2, identity_pb2, key_pb2, signing_pb2, token_pb2, types_pb2
 
 ERROR_DOMAIN: Final = "greatseal"
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -227,6 +227,16 @@ def get_key_request(name: str) -> key_pb2.GetKeyRequest:
     return key_pb2.GetKeyRequest(name=name)
 
 
+def list_tokens_request(page_token: str) -> token_pb2.ListTokensRequest:
+    """Return the request for a page of tokens."""
+    return token_pb2.ListTokensRequest(page_token=page_token)
+
+
+def get_token_request(name: str) -> token_pb2.GetTokenRequest:
+    """Return the request for a token."""
+    return token_pb2.GetTokenRequest(name=name)
+
+
 def get_public_key_request(name: str) -> key_pb2.GetPublicKeyRequest:
     """Return the request for a public key."""
     return key_pb2.GetPublicKeyRequest(name=name)
@@ -243,12 +253,52 @@ def get_entry_request(index: int) -> audit_pb2.GetEntryRequest:
 
 
 def list_entries_request(
-    start: int, page_size: int, page_token: str, *, descending: bool
+    start: int,
+    page_size: int,
+    page_token: str,
+    *,
+    descending: bool,
+    wanted: messages.EntryFilter | None,
+    with_intents: bool,
 ) -> audit_pb2.ListEntriesRequest:
-    """Return the request for a page of entries."""
+    """Return the request for a page of entries.
+
+    Raises:
+        UsageError: the filter names a type or result that there is not.
+    """
     return audit_pb2.ListEntriesRequest(
-        page_size=page_size, page_token=page_token, start_index=start, descending=descending
+        page_size=page_size,
+        page_token=page_token,
+        start_index=start,
+        descending=descending,
+        include_intents=with_intents,
+        filter=None if wanted is None else _entry_filter(wanted),
     )
+
+
+def _entry_filter(wanted: messages.EntryFilter) -> audit_pb2.EntryFilter:
+    found = audit_pb2.EntryFilter(
+        types=_enum_values("ENTRY_TYPE_", audit_pb2.EntryType, wanted.types),
+        results=_enum_values("ENTRY_RESULT_", audit_pb2.EntryResult, wanted.results),
+        key=wanted.key,
+        caller=wanted.caller,
+        subject=wanted.subject,
+        digest=wanted.digest,
+    )
+    if wanted.since is not None:
+        found.since.FromDatetime(wanted.since)
+    if wanted.until is not None:
+        found.until.FromDatetime(wanted.until)
+    return found
+
+
+def _enum_values(prefix: str, enum: Any, names: Iterable[str]) -> list[Any]:
+    known = {name.removeprefix(prefix).lower(): number for name, number in enum.items() if number}
+    try:
+        return [known[name] for name in names]
+    except KeyError as error:
+        message = f"{str(error.args[0])[:80]!r} is none of {', '.join(known)}"
+        raise errors.UsageError(message) from None
 
 
 def inclusion_request(index: int, tree_size: int) -> audit_pb2.GetInclusionProofRequest:
@@ -308,6 +358,7 @@ def whoami(answer: identity_pb2.WhoAmIResponse) -> messages.WhoAmI:
         ),
         server_version=clean(answer.server_version),
         log_origin=clean(answer.log_origin),
+        server_time=clean(answer.server_time),
     )
 
 
@@ -326,6 +377,28 @@ def key(answer: key_pb2.Key) -> messages.Key:
     )
 
 
+def token(answer: token_pb2.Token) -> messages.Token:
+    """Return a token."""
+    known = answer.state in token_pb2.TokenState.values()
+    return messages.Token(
+        name=clean(answer.name),
+        state=token_pb2.TokenState.Name(answer.state) if known else f"STATE_{answer.state}",
+        state_detail=clean(answer.state_detail),
+        serial=clean(answer.serial),
+        label=clean(answer.label),
+        manufacturer=clean(answer.manufacturer),
+        model=clean(answer.model),
+        firmware=clean(answer.firmware),
+        sessions=answer.sessions,
+        capabilities=tuple(
+            messages.Capability(algorithm, each.advertised, each.proven)
+            for each in answer.capabilities
+            for algorithm in _known_algorithms([each.algorithm])
+        ),
+        keys=_texts(answer.keys),
+    )
+
+
 def public_key(answer: key_pb2.PublicKey) -> messages.PublicKey:
     """Return a public key."""
     return messages.PublicKey(
@@ -339,6 +412,13 @@ def public_key(answer: key_pb2.PublicKey) -> messages.PublicKey:
 def entry(answer: audit_pb2.Entry) -> messages.Entry:
     """Return an entry."""
     return messages.Entry(index=answer.index, data=answer.data)
+
+
+def entry_page(answer: audit_pb2.ListEntriesResponse) -> messages.EntryPage:
+    """Return a page of entries, not yet checked."""
+    return messages.EntryPage(
+        entries=tuple(map(entry, answer.entries)), intents=tuple(map(entry, answer.intents)), log_size=answer.log_size
+    )
 
 
 def inclusion_proof(answer: audit_pb2.InclusionProof) -> messages.InclusionProof:

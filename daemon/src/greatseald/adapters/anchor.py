@@ -76,6 +76,16 @@ class FileAnchor:
     def name(self) -> str:
         return self._path
 
+    @property
+    def size(self) -> int:
+        """The remembered size, in entries; 0 before the first."""
+        return self._newest.head.size
+
+    @property
+    def written_at(self) -> float:
+        """When the file was last written, Unix seconds. Raises OSError once it is closed."""
+        return os.fstat(self._fd).st_mtime
+
     def read(self) -> Anchored | None:
         with self._guard:
             self._newest = self._load()

@@ -51,6 +51,11 @@ class DiskReserve:
                 self._guard.release()
         return self._shortage
 
+    def free(self) -> int:
+        """Free bytes of the volume, as an unprivileged user sees it. Raises OSError."""
+        volume = os.statvfs(self.path.parent)
+        return volume.f_bavail * volume.f_frsize
+
     def _look(self) -> None:
         if self._bytes <= 0:
             return

@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from greatseald.adapters.metrics_state import StateGauges
+
 _FAST: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0, 10.0, 30.0)
 _BOUNDS: Final = (*map(str, _FAST), "+Inf")
 _TOKEN_STATES: Final = ("starting", "ready", "unavailable", "locked")
@@ -170,11 +172,13 @@ class PrometheusMetrics:
         self._reloads = Counter(
             "greatseald_config_reloads", "Reloads of the configuration.", ["result"], registry=registry
         )
-        self._expiry = Gauge(
-            "greatseald_server_certificate_expiry_seconds",
-            "When the server's certificate expires, Unix time.",
+        self._not_signed = Counter(
+            "greatseald_signatures_failed",
+            "Intents that gave no signature: failed (not signed), unknown (perhaps signed, not released), aborted (not asked).",
+            ["key", "algorithm", "result"],
             registry=registry,
         )
+        self.state = StateGauges(registry)
 
     def text(self) -> bytes:
         """Return the exposition format, version 0.0.4."""
@@ -188,10 +192,6 @@ class PrometheusMetrics:
         """Ask `read` at each scrape."""
         self._serving.set_function(read)
 
-    def certificate_expiry(self, unix_seconds: float) -> None:
-        """The server's certificate expires then."""
-        self._expiry.set(unix_seconds)
-
     def reloaded(self, result: str) -> None:
         """A reload ended: `ok` or `refused`."""
         self._reloads.labels(result).inc()
@@ -202,6 +202,9 @@ class PrometheusMetrics:
     def signed(self, key: str, algorithm: str, count: int, seconds: float) -> None:
         self._child(self._signatures, key, algorithm).inc(count)
         self._signing.observe(seconds, key, algorithm)
+
+    def not_signed(self, key: str, algorithm: str, result: str) -> None:
+        self._not_signed.labels(key, algorithm, result).inc()
 
     def _child(self, counter: Counter, *labels: str) -> Counter:
         """A counter's child; `labels()` takes a lock and checks its arguments at every call."""

@@ -171,7 +171,7 @@ class AuditLog:
         return self._store.entries(index, index + 1)[0]
 
     def entry(self, index: int) -> bytes:
-        """Return the exact bytes of one committed entry.
+        """Return the exact bytes of one committed entry. Reads the store: not for the event loop.
 
         Raises:
             EntryNotFound: the log is not that long.

@@ -22,13 +22,16 @@ from greatseal.signatures import Verifier, algorithms_of, load_public_key
 from greatseal.verification import PublicKeyInvalid
 from greatseald.domain.errors import (
     AlgorithmNotOffered,
+    ArgumentInvalid,
     CertificateUnusable,
     GreatsealError,
     KeyHalted,
     KeyNotFound,
+    LogUnavailable,
     TokenLocked,
     TokenUnavailable,
 )
+from greatseald.ports.halts import HaltsUnusable
 from greatseald.ports.tokens import TokenState
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from greatseal.signatures import PublicKey
     from greatseald.app.audit import AuditLog
     from greatseald.domain.keys import KeySettings
+    from greatseald.ports.halts import Halts
     from greatseald.ports.tokens import Token, TokenKey
 
 _log = structlog.get_logger("greatseald.keys")
@@ -63,6 +67,7 @@ class SigningKey:
     custody: str = ""
     attestation: tuple[bytes, ...] = ()
     custody_recorded: str = ""
+    halts: Halts | None = None
 
     @property
     def name(self) -> str:
@@ -86,7 +91,7 @@ class SigningKey:
         return str(self.missing) if self.missing is not None else self.certificate_error or self.token.awaited
 
     def halt(self, why: str) -> None:
-        """Sign no more with this key until the daemon is restarted by an operator."""
+        """Sign no more with this key until an operator releases it, restarts included."""
         self.halted = self.halted or why
         _log.error("key_halted", key=self.settings.resource_name, why=why)
 
@@ -147,6 +152,15 @@ class SigningKey:
                 f"{self.settings.uri} in token {self.token.name} now means another key than when the daemon started"
             )
             return
+        self._take(found)
+
+    def release(self, found: TokenKey) -> None:
+        """Sign again, with the key that the token has now."""
+        self._take(found)
+        self.halted = ""
+        self.halt_recorded = False
+
+    def _take(self, found: TokenKey) -> None:
         public_key = load_public_key(found.spki)
         fitting = algorithms_of(public_key)
         self.algorithms = tuple(algorithm for algorithm in found.algorithms if algorithm in fitting)
@@ -173,9 +187,14 @@ class SigningKey:
 
 
 async def record_halt(log: AuditLog, key: SigningKey) -> None:
-    """Commit the `admin` entry of a key that was halted, once for each halt."""
+    """Remember a key that was halted, and commit its `admin` entry, once for each halt and boot."""
     if key.halted and not key.halt_recorded:
         key.halt_recorded = True
+        if key.halts is not None:
+            try:
+                await asyncio.to_thread(key.halts.add, key.name, key.halted)
+            except HaltsUnusable as error:  # it is halted all the same, until the next start
+                _log.error("halt_not_remembered", key=key.settings.resource_name, why=str(error))
         await log.record_admin("key", key=key.settings.resource_name, state="halted", why=key.halted)
 
 
@@ -201,9 +220,18 @@ class KeyRing:
     keys: dict[str, SigningKey] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, settings: Iterable[KeySettings], tokens: dict[str, Token]) -> KeyRing:
-        """Make the ring; nothing is read from tokens yet."""
-        return cls({each.name: SigningKey(each, tokens[each.token]) for each in settings})
+    def build(cls, settings: Iterable[KeySettings], tokens: dict[str, Token], halts: Halts | None = None) -> KeyRing:
+        """Make the ring; nothing is read from tokens yet. What `halts` remembers is halted from the start.
+
+        Raises:
+            HaltsUnusable: which keys are halted cannot be read.
+        """
+        ring = cls({each.name: SigningKey(each, tokens[each.token], halts=halts) for each in settings})
+        remembered = halts.read() if halts is not None else {}
+        for key in ring.keys.values():
+            if key.name in remembered:
+                key.halt(remembered[key.name])
+        return ring
 
     def find(self, name: str, version: int | None = None) -> SigningKey:
         """Return a key by its bare name. Ask only after authorisation: the answer tells what exists.
@@ -219,6 +247,47 @@ class KeyRing:
             message = f"keys/{name} has one version, keys/{name}/versions/1, and no version {version}"
             raise KeyNotFound(message, key=f"keys/{name}/versions/{version}")
         return key
+
+    async def release(self, name: str, reason: str, log: AuditLog) -> tuple[str, str]:
+        """Put a halted key back to work, as the operator asks; the log says so before it holds.
+
+        The key is read from its token anew, and the entry names the public key that is trusted from
+        now on. Returns why it was halted, and the SHA-256 of that public key (hexadecimal).
+
+        Raises:
+            KeyNotFound: there is no such key.
+            ArgumentInvalid: it is not halted.
+            TokenUnavailable, TokenLocked: its token cannot say which key it is; it stays halted.
+            LogUnavailable: the release cannot be recorded or remembered; it stays halted.
+        """
+        key = self.find(name)
+        if not key.halted:
+            message = f"{key.settings.resource_name} is not halted: there is nothing to release"
+            raise ArgumentInvalid(message, field="name")
+        await record_halt(log, key)
+        found = await key.token.find_key(key.settings.uri)
+        spki_sha256, why = hashlib.sha256(found.spki).hexdigest(), key.halted
+        try:
+            load_public_key(found.spki)
+        except PublicKeyInvalid as error:
+            message = f"the public key of {key.settings.resource_name} cannot be read: {error}"
+            raise TokenUnavailable(message) from error
+        await log.record_admin(
+            "key",
+            key=key.settings.resource_name,
+            state="released",
+            halted=why,
+            why=reason,
+            spki_sha256=spki_sha256,
+        )
+        if key.halts is not None:
+            try:
+                await asyncio.to_thread(key.halts.remove, key.name)
+            except HaltsUnusable as error:
+                raise LogUnavailable(f"{key.settings.resource_name} stays halted: {error}") from error
+        key.release(found)
+        _log.warning("key_released", key=key.settings.resource_name, halted=why, why=reason)
+        return why, spki_sha256
 
     def update(self, settings: Iterable[KeySettings]) -> list[str]:
         """Take what a reload may change of a key: its certificate chain and predicate types. Returns `keys/{key}` of those.

@@ -143,6 +143,11 @@ class Signing:
         task.add_done_callback(lambda done: self._ended(done, len(items)))
         return await asyncio.shield(task)
 
+    @property
+    def waiting(self) -> int:
+        """Items on their way."""
+        return self._waiting
+
     async def drain(self) -> None:
         """Take nothing new and wait until nothing is under way."""
         self._draining = True
@@ -334,6 +339,9 @@ class Signing:
             sum(job.released for job in jobs),
             time.perf_counter() - call.started,
         )
+        for job in jobs:
+            if job.result != "signed":
+                self._metrics.not_signed(key.name, algorithm.value, job.result)
         return proven.head
 
     async def _ask_token(self, key: SigningKey, algorithm: Algorithm, jobs: list[Job]) -> None:

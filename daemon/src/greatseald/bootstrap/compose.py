@@ -21,6 +21,7 @@ from greatseal.note import NoteSigner
 from greatseald.adapters.anchor import FileAnchor
 from greatseald.adapters.authn.certificate import CertificateReader
 from greatseald.adapters.disk import DiskReserve
+from greatseald.adapters.halts import FileHalts
 from greatseald.adapters.metrics import PrometheusMetrics
 from greatseald.adapters.sinks.cursor import FileCursor
 from greatseald.adapters.sinks.opening import FORMATS, open_sink
@@ -46,6 +47,7 @@ from greatseald.rpc.identity import IdentityService
 from greatseald.rpc.keys import KeyService
 from greatseald.rpc.server import Methods
 from greatseald.rpc.signing import SigningService
+from greatseald.rpc.tokens import TokenService
 
 VERSION: Final = installed_version("greatseald")
 _VERIFIERS: Final = 2
@@ -59,6 +61,7 @@ class OpenLog:
     log: AuditLog
     store: Store
     anchor: FileAnchor
+    reserve: DiskReserve
     recovered: int
     size_before: int
     root_before: bytes
@@ -151,13 +154,17 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
         instance=str(boot),
         clock=time.time,
     )
-    return OpenLog(log, store, anchor, recovered, size_before, root_before)
+    return OpenLog(log, store, anchor, reserve, recovered, size_before, root_before)
 
 
 def build_core(settings: Settings, log: AuditLog, metrics: PrometheusMetrics, tokens: dict[str, Token]) -> Core:
-    """Put the use cases together over the log and the tokens."""
+    """Put the use cases together over the log and the tokens.
+
+    Raises:
+        HaltsUnusable: which keys are halted cannot be read.
+    """
     access = Access(settings.rules(), log, metrics)
-    keys = KeyRing.build(settings.key_settings(), tokens)
+    keys = KeyRing.build(settings.key_settings(), tokens, FileHalts(settings.log.halted_keys))
     verifiers = ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="verify")
     signing = Signing(
         admission=Admission(access, keys),
@@ -182,14 +189,23 @@ def build_gate(settings: Settings, access: Access, metrics: PrometheusMetrics) -
     )
 
 
-def build_methods(core: Core, log: AuditLog, gate: Gate, health: HealthService, metrics: PrometheusMetrics) -> Methods:
+def build_methods(
+    settings: Settings, core: Core, log: AuditLog, gate: Gate, health: HealthService, metrics: PrometheusMetrics
+) -> Methods:
     """Return every method of the network's port by its path."""
+    reflection: Methods = {}
+    if settings.server.reflection:
+        from greatseald.rpc.reflection import ReflectionService
+
+        reflection = ReflectionService(core.access).handlers(gate)
     return {
         **SigningService(core.signing, core.access, metrics).handlers(gate),
         **KeyService(core.keys, core.access).handlers(gate),
+        **TokenService(core.tokens, core.keys, core.access).handlers(gate),
         **AuditService(log, core.access).handlers(gate),
         **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
         **health.handlers(gate),
+        **reflection,
     }
 
 

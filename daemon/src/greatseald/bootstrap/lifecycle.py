@@ -14,27 +14,27 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 import uvloop
-from cryptography import x509
 
-from greatseald.adapters import logs
+from greatseald.adapters import logs, service_manager
 from greatseald.adapters.metrics import CONTENT_TYPE, PrometheusMetrics
 from greatseald.adapters.status_http import StatusServer
 from greatseald.app.housekeeping import keep_house
 from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import LogRefused
 from greatseald.bootstrap import compose
+from greatseald.bootstrap.gauges import watch_state
 from greatseald.bootstrap.process import die, forbid_core_dumps
 from greatseald.bootstrap.reload import Reloader
 from greatseald.bootstrap.tokens import TokenWatch
 from greatseald.config import FileProblem, Settings, split_endpoint
 from greatseald.domain.errors import ArgumentInvalid, GreatsealError
 from greatseald.ports.anchor import AnchorError
+from greatseald.ports.halts import HaltsUnusable
 from greatseald.ports.sinks import SinkError
 from greatseald.ports.store import StoreError
 from greatseald.rpc.admin import AdminService
@@ -93,17 +93,21 @@ class _Daemon:
         self._remove_addresses()  # what a killed daemon left would lead clients astray
         log = opened.log
         watch = TokenWatch(settings, self.metrics, self._token_broke)
-        core = compose.build_core(settings, log, self.metrics, dict(watch.tokens))
+        try:
+            core = compose.build_core(settings, log, self.metrics, dict(watch.tokens))
+        except HaltsUnusable as error:
+            opened.close()
+            raise StartRefused(5, str(error)) from error
         self.health = HealthService()
         gate = compose.build_gate(settings, core.access, self.metrics)
         self.metrics.watch_in_flight(lambda: gate.in_flight)
         self.metrics.watch_serving(lambda: self.health.serving)
-        self._watch_certificate(settings)
+        watch_state(self.metrics.state, settings, opened, core, watch.tokens, certificates)
         server = NetworkServer(
-            settings.server, certificates, compose.build_methods(core, log, gate, self.health, self.metrics)
+            settings.server, certificates, compose.build_methods(settings, core, log, gate, self.health, self.metrics)
         )
         reloader = Reloader(settings, self.environment, core, certificates, log, self.metrics)
-        admin = AdminServer(settings.server.admin_socket, AdminService(_Operations(opened, reloader)).handlers())
+        admin = AdminServer(settings.server.admin_socket, AdminService(_Operations(opened, reloader, core)).handlers())
         status = self._status_server()
         try:
             address = server.bind()
@@ -179,6 +183,7 @@ class _Daemon:
         reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host)  # noqa: S104 - compared, not bound
         _write_atomically(self._address_file, (f"{reachable}:{port}" if reachable else address) + "\n")
         print(f"greatseald ready: listening on {address}", file=sys.stderr, flush=True)  # noqa: T201 - the promise of `serve`
+        service_manager.notify("READY=1", f"STATUS=listening on {address}")
 
     def _remove_addresses(self) -> None:
         for name in ("address", "metrics_address"):
@@ -207,11 +212,6 @@ class _Daemon:
             raise CannotListenError(message) from error
         _write_atomically(self.settings.server.run_dir / "metrics_address", address + "\n")
         return address
-
-    def _watch_certificate(self, settings: Settings) -> None:
-        with suppress(OSError, ValueError, IndexError):
-            cert = x509.load_pem_x509_certificates(settings.server.tls_cert.read_bytes())[0]
-            self.metrics.certificate_expiry(cert.not_valid_after_utc.timestamp())
 
     # ------------------------------------------------------------------------------ while it runs
 
@@ -261,12 +261,15 @@ class _Daemon:
         self.stopping.set()
 
     async def _reload(self, reloader: Reloader) -> None:
+        service_manager.reloading()
         try:
             await reloader.reload()
         except GreatsealError:
             pass  # the reloader has said why in the log
         except Exception:  # noqa: BLE001 - a fault of the reload must not end the signing
             _log.exception("reload_failed", kept="the settings in force")
+        finally:
+            service_manager.notify("READY=1")
 
     async def _watch_health(self, opened: compose.OpenLog) -> None:
         while True:
@@ -293,6 +296,7 @@ class _Daemon:
         self, server: NetworkServer, gate: Gate, core: compose.Core, opened: compose.OpenLog, watch: TokenWatch
     ) -> None:
         timeout = self.settings.server.drain_timeout
+        service_manager.notify("STOPPING=1", f"STATUS=draining after {self.stop_reason}")
         until = time.monotonic() + timeout
         _log.info("draining", signal=self.stop_reason, in_flight=gate.in_flight, timeout=timeout)
         self.why_not_serving = "stopping"
@@ -325,8 +329,9 @@ class _Daemon:
 class _Operations:
     """`rpc.admin.Operations` of this daemon."""
 
-    def __init__(self, opened: compose.OpenLog, reloader: Reloader) -> None:
+    def __init__(self, opened: compose.OpenLog, reloader: Reloader, core: compose.Core) -> None:
         self._opened = opened
+        self._keys = core.keys
         self._reloader = reloader
 
     async def backup(self, path: str) -> tuple[int, int]:
@@ -344,7 +349,15 @@ class _Operations:
 
     async def reload(self) -> list[str]:
         """As SIGHUP does."""
-        return await self._reloader.reload()
+        service_manager.reloading()
+        try:
+            return await self._reloader.reload()
+        finally:
+            service_manager.notify("READY=1")
+
+    async def release_key(self, name: str, reason: str) -> tuple[str, str]:
+        """Put a halted key back to work."""
+        return await self._keys.release(name, reason, self._opened.log)
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -29,6 +29,8 @@ clients = typer.Typer(
 )
 app.add_typer(clients, name="client")
 app.add_typer(yubikeys, name="yubikey")
+keys = typer.Typer(help="Keys of a daemon that runs.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys, name="key")
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
@@ -93,6 +95,43 @@ def serve(
 
     with reporting():
         run(config, listen=listen)
+
+
+@app.command()
+def reload(config: ConfigOption, json: JsonOption = False) -> None:
+    """Have the running daemon read rules and certificates again, as SIGHUP does, and say what took effect."""
+    from greatseald.cli.running import reload as ask
+
+    with reporting():
+        ask(config, as_json=json)
+
+
+@app.command()
+def host(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="The token, which has a host_socket.")],
+    config: ConfigOption,
+    front: Annotated[
+        str, typer.Option(metavar="USER", help="The only user that may connect, name or number; without it one's own.")
+    ] = "",
+) -> None:
+    """Run the host of one token as a unit of its own: it reads the PIN and signs; `serve` never does."""
+    from greatseald.adapters.tokens.unit import run_unit
+
+    raise typer.Exit(run_unit(config, token, front))
+
+
+@keys.command("release")
+def key_release(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The halted key.")],
+    config: ConfigOption,
+    reason: Annotated[str, typer.Option(help="Why it may sign again; it stands in the log.")] = "",
+    json: JsonOption = False,
+) -> None:
+    """Put a key back to work that was halted, once you know why its token gave a wrong answer."""
+    from greatseald.cli.running import release_key
+
+    with reporting():
+        release_key(config, name, reason=reason, as_json=json)
 
 
 @clients.command("add")

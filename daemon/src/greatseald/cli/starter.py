@@ -127,7 +127,7 @@ def config_text(  # each value is one place in the text
     """Return the starter configuration: `release` for statements, `scratch` for blind digests, both for `pipeline`."""
     allow = "\n".join(
         [
-            allow_table(pipeline, ["sign", "readKeys", "readAudit"], ["release"], [IN_TOTO]),
+            allow_table(pipeline, ["sign", "readKeys", "readAudit", "readTokens"], ["release"], [IN_TOTO]),
             allow_table(pipeline, ["sign", "signBlind", "readKeys"], ["scratch"], [IN_TOTO]),
         ]
     )

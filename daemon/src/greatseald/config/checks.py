@@ -29,6 +29,7 @@ from greatseald.domain.policy import ANY, SIGN, SIGN_BLIND
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 MAX_SOCKET_PATH: Final = 107
+_CREDENTIALS: Final = Path("/run/credentials")
 EXPIRY_WARNING: Final = timedelta(days=30)
 
 Report = Callable[..., None]
@@ -63,9 +64,19 @@ def check_secret_mode(path: Path) -> None:
         raise FileProblem(f"names {path}, which cannot be used: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         raise FileProblem(f"names {path}, which is not a regular file")
-    if status.st_mode & 0o077:
+    # The service manager lets the unit's user read a credential by an ACL, whose mask shows as the group's right.
+    others = 0o037 if _is_credential(path) else 0o077
+    if status.st_mode & others:
         mode = stat.S_IMODE(status.st_mode)
         raise FileProblem(f"names {path}, which others can read (mode {mode:04o})", f"run: chmod 600 {path}")
+
+
+def _is_credential(path: Path) -> bool:
+    """Whether a file is one of systemd's credentials, which only root and the unit's user reach."""
+    directories = [_CREDENTIALS]
+    if os.environ.get("CREDENTIALS_DIRECTORY"):
+        directories.append(Path(os.environ["CREDENTIALS_DIRECTORY"]))
+    return any(path.is_relative_to(directory) for directory in directories) and ".." not in path.parts
 
 
 def read_file(path: Path, *, secret: bool = False) -> bytes:

@@ -85,6 +85,7 @@ class _Reader:
         try:
             text = data.decode()
             document = tomllib.loads(text)
+            self.lines = index_lines(text)
         except UnicodeDecodeError as error:
             self.problem((), f"is not UTF-8: byte {error.start}")
             raise ConfigError(self.problems) from error
@@ -94,7 +95,10 @@ class _Reader:
             line = int(at[1]) if at else text.count("\n") + 1
             self.problems.append(ConfigProblem(str(self.path), line, "", message))
             raise ConfigError(self.problems) from error
-        self.lines = index_lines(text)
+        except (RecursionError, ValueError) as error:
+            why = "is nested too deeply" if isinstance(error, RecursionError) else "has too many digits"
+            self.problem((), f"cannot be read: a value in it {why}")
+            raise ConfigError(self.problems) from error
         return document
 
     def override(self, document: dict[str, Any]) -> None:
@@ -117,7 +121,7 @@ class _Reader:
             if int in kinds or float in kinds:
                 try:
                     value = tomllib.loads(f"value = {raw}")["value"]
-                except tomllib.TOMLDecodeError:
+                except (ValueError, RecursionError):  # not TOML, or beyond what a number may be
                     self.problem(place, "must be a number")
                     continue
             if isinstance(document.setdefault(table, {}), dict):

@@ -177,6 +177,7 @@ class ServerSettings(Table):
     handshake_timeout: Seconds = 5.0
     max_connection_age: Annotated[float, Field(ge=1, le=86_400)] = 300.0
     max_connection_age_grace: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    reflection: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
@@ -211,6 +212,11 @@ class LogSettings(Table):
     head_mac_key_file: FilePath
     reserve_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 256 * MIB
     request_retention_days: Annotated[int, Field(ge=1, le=36_500)] = 30
+
+    @property
+    def halted_keys(self) -> Path:
+        """The file beside the anchor that remembers which keys were halted."""
+        return self.anchor.with_name(self.anchor.name + ".halted")
 
 
 class HostedTable(Table):

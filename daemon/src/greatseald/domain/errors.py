@@ -3,7 +3,7 @@
     GreatsealError
     ├── Refusal                     the request cannot be served as it is
     │   ├── IdentityInvalid  CallerDenylisted  AccessDenied
-    │   ├── KeyNotFound  EntryNotFound
+    │   ├── KeyNotFound  TokenUnknown  EntryNotFound
     │   ├── ArgumentInvalid  DigestInvalid  AlgorithmNotOffered  PayloadTypeUnknown
     │   ├── StatementInvalid  PredicateTypeNotAllowed  RequestTooLarge
     │   └── RequestIdReused  RequestInFlight  CertificateUnusable  KeyHalted  TokenLocked
@@ -66,6 +66,12 @@ class KeyNotFound(Refusal):
     """The caller would be allowed, and there is no such key."""
 
     reason = "KEY_NOT_FOUND"
+
+
+class TokenUnknown(Refusal):
+    """The caller may read tokens, and there is no such token."""
+
+    reason = "TOKEN_NOT_FOUND"
 
 
 class EntryNotFound(Refusal):

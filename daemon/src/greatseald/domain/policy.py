@@ -21,8 +21,10 @@ SIGN: Final = "sign"
 SIGN_BLIND: Final = "signBlind"
 READ_KEYS: Final = "readKeys"
 READ_AUDIT: Final = "readAudit"
+READ_TOKENS: Final = "readTokens"
+REFLECT: Final = "reflect"
 
-ACTIONS: Final = (SIGN, SIGN_BLIND, READ_KEYS, READ_AUDIT)
+ACTIONS: Final = (SIGN, SIGN_BLIND, READ_KEYS, READ_AUDIT, READ_TOKENS, REFLECT)
 """The actions that a rule can allow."""
 
 ANY: Final = "*"

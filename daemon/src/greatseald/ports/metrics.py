@@ -16,6 +16,10 @@ class Metrics(Protocol):
         """`count` signatures of one group were released, `seconds` after they were asked for."""
         ...
 
+    def not_signed(self, key: str, algorithm: str, result: str) -> None:
+        """An intent of this key ended without a signature: `failed`, `unknown` or `aborted`."""
+        ...
+
     def refused(self, reason: str, count: int = 1) -> None:
         """Requests were refused or failed with this ErrorReason."""
         ...

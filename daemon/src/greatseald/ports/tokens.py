@@ -68,13 +68,18 @@ class TokenState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class TokenInfo:
-    """What a token says of itself. Strings are stripped of padding; empty means unknown."""
+    """What a token says of itself. Strings are stripped of padding; empty means unknown.
+
+    `sessions` is how many its host works with; `advertised` the algorithms that it lists mechanisms for.
+    """
 
     serial: str
     label: str
     manufacturer: str
     model: str
     firmware: str
+    sessions: int = 0
+    advertised: tuple[Algorithm, ...] = ()
 
 
 class TokenKey(NamedTuple):

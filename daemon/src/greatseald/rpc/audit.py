@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from greatseal.v1 import audit_pb2
+from greatseald.app.search import LogSearch
 from greatseald.domain.errors import ArgumentInvalid
 from greatseald.domain.policy import READ_AUDIT
-from greatseald.rpc import conversion
+from greatseald.rpc import audit_filter, conversion
 
 if TYPE_CHECKING:
     import grpc
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
 _SERVICE: Final = "/greatseal.v1.AuditService/"
 _PAGE: Final = 100
 _MAX_PAGE: Final = 1000
-_PAGE_BYTES: Final = 2 * 1024 * 1024
-"""A page ends after so many bytes: gRPC clients take 4 MiB unless told otherwise."""
-_READ_AT_ONCE: Final = 100
 
 
 class AuditService:
@@ -29,6 +28,7 @@ class AuditService:
 
     def __init__(self, log: AuditLog, access: Access) -> None:
         self._log = log
+        self._search = LogSearch(log.entries)
         self._access = access
 
     def handlers(self, gate: Gate) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -66,57 +66,35 @@ class AuditService:
         """Return one entry."""
         await self._admit(call, "")
         index = conversion.parse_entry_name(request.name, self._log.name)
-        return self._entry(index, self._log.entry(index))
+        return self._entry(index, await asyncio.to_thread(self._log.entry, index))
 
     async def list_entries(self, call: Call, request: audit_pb2.ListEntriesRequest) -> audit_pb2.ListEntriesResponse:
         """Return a page of entries in either order."""
         await self._admit(call, request.parent)
-        wanted = conversion.page_size(request.page_size, _PAGE, _MAX_PAGE)
+        query = audit_filter.query(request)
+        limit = conversion.page_size(request.page_size, _PAGE, _MAX_PAGE)
+        kind = audit_filter.token_kind(request)
         size = self._log.size
-        kind = "down" if request.descending else "up"
         start = request.start_index
         if request.page_token:
             start = _index(conversion.read_page_token(kind, request.page_token))
         elif request.descending and not start:
             start = max(size - 1, 0)
-        found = await (self._downwards if request.descending else self._upwards)(start, wanted, size)
-        following = ""
-        if found:
-            last = found[-1].index
-            if request.descending and last > 0:
-                following = conversion.write_page_token(kind, str(last - 1))
-            elif not request.descending and last + 1 < size:
-                following = conversion.write_page_token(kind, str(last + 1))
-        return audit_pb2.ListEntriesResponse(entries=found, next_page_token=following, log_size=size)
-
-    async def _upwards(self, start: int, wanted: int, size: int) -> list[audit_pb2.Entry]:
-        found: list[audit_pb2.Entry] = []
-        weight = 0
-        while wanted > len(found) and start < size:
-            data = await self._log.entries(start, min(start + _READ_AT_ONCE, start + wanted - len(found), size))
-            for index, entry in enumerate(data, start):
-                weight += len(entry)
-                if found and weight > _PAGE_BYTES:
-                    return found
-                found.append(self._entry(index, entry))
-            start += len(data)
-        return found
-
-    async def _downwards(self, start: int, wanted: int, size: int) -> list[audit_pb2.Entry]:
-        found: list[audit_pb2.Entry] = []
-        weight = 0
-        end = min(start + 1, size)
-        while wanted > len(found) and end > 0:
-            begin = max(0, end - min(_READ_AT_ONCE, wanted - len(found)))
-            data = await self._log.entries(begin, end)
-            for index in range(end - 1, begin - 1, -1):
-                entry = data[index - begin]
-                weight += len(entry)
-                if found and weight > _PAGE_BYTES:
-                    return found
-                found.append(self._entry(index, entry))
-            end = begin
-        return found
+        page = await self._search.page(
+            query,
+            start,
+            limit,
+            size,
+            descending=request.descending,
+            with_intents=request.include_intents,
+        )
+        following = "" if page.following is None else conversion.write_page_token(kind, str(page.following))
+        return audit_pb2.ListEntriesResponse(
+            entries=[self._entry(index, data) for index, data in page.entries],
+            intents=[self._entry(index, data) for index, data in page.intents],
+            next_page_token=following,
+            log_size=size,
+        )
 
     async def get_inclusion_proof(
         self, call: Call, request: audit_pb2.GetInclusionProofRequest

@@ -30,6 +30,7 @@ STATUS_CODES: Final[dict[type[GreatsealError], grpc.StatusCode]] = {
     errors.CallerDenylisted: _CODE.PERMISSION_DENIED,
     errors.AccessDenied: _CODE.PERMISSION_DENIED,
     errors.KeyNotFound: _CODE.NOT_FOUND,
+    errors.TokenUnknown: _CODE.NOT_FOUND,
     errors.EntryNotFound: _CODE.NOT_FOUND,
     errors.ArgumentInvalid: _CODE.INVALID_ARGUMENT,
     errors.DigestInvalid: _CODE.INVALID_ARGUMENT,

@@ -52,6 +52,9 @@ _QUIET: Final = 0.1
 _QUIET_LIMIT: Final = 2.0
 """A drain waits for so many seconds without a call, at most for so many."""
 
+_DIALOGS: Final = 16
+_DIALOG_MESSAGES: Final = 256
+
 _NO_MESSAGE: Final = "the request is no protobuf message of its type"
 
 
@@ -114,6 +117,7 @@ class Gate:
         self.draining = False
         """Whether new calls are refused because the daemon stops."""
         self._arrived = 0
+        self._dialogs = 0
         self._deadlines: dict[asyncio.Task[Any], float] = {}
         self._expired: set[asyncio.Task[Any]] = set()
         self._sweeping = False
@@ -247,6 +251,53 @@ class Gate:
 
         return grpc.unary_stream_rpc_method_handler(serve)
 
+    def dialog(
+        self,
+        path: str,
+        parse: Callable[[bytes], Request],
+        handle: Callable[[Call, AsyncIterator[Request]], AsyncIterator[WireMessage]],
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the handler of a method with streams both ways, each bounded: messages, seconds, dialogs at once."""
+        method = path.rsplit("/", 1)[1]
+
+        async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Request]:
+            count = 0
+            async for data in requests:
+                count += 1
+                if count > _DIALOG_MESSAGES:
+                    raise RequestTooLarge(f"{_DIALOG_MESSAGES} messages are the limit of one {method}: begin another")
+                yield self._parse(parse, data)
+
+        async def serve(
+            requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[bytes]:
+            started = time.perf_counter()
+            call: Call | None = None
+            self._dialogs += 1
+            try:
+                self._require_room(self._dialogs - _DIALOGS)
+                call = self._enter(context)
+                await self._require_not_denied(call, method)
+                async with asyncio.timeout(self._limits.default_deadline):
+                    async for message in handle(call, parsed(requests)):
+                        yield message.SerializeToString()
+            except GreatsealError as error:
+                failure = error
+            except TimeoutError:
+                failure = DeadlinePassed(f"{method} was open longer than {self._limits.default_deadline:g} s")
+            except Exception as error:  # noqa: BLE001 - as in unary
+                failure = _fault(error, method, call)
+            else:
+                self._calls.called(method, "OK", time.perf_counter() - started)
+                return
+            finally:
+                self._dialogs -= 1
+            self._calls.called(method, code_of(failure).name, time.perf_counter() - started)
+            self._metrics.refused(failure.reason)
+            await _abort(context, failure)
+
+        return grpc.stream_stream_rpc_method_handler(serve)
+
     def _parse(self, parse: Callable[[bytes], Request], data: bytes) -> Request:
         limit = self._limits.max_message_bytes
         if len(data) > limit:
@@ -257,11 +308,13 @@ class Gate:
         except DecodeError:
             raise ArgumentInvalid(_NO_MESSAGE, field="") from None
 
-    def _require_room(self) -> None:
+    def _require_room(self, over: int = 0) -> None:
         if self.draining:
             raise ShuttingDown("the daemon is stopping: ask again, another start or another front will answer")
         if self.in_flight > self._limits.max_calls:
             raise Overloaded(f"{self._limits.max_calls} calls are being served already, and that is the limit")
+        if over > 0:
+            raise Overloaded(f"{_DIALOGS} streams of this kind are open already, and that is the limit")
 
     def _enter(self, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
         certificates = context.auth_context().get("x509_pem_cert")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from greatseal.v1 import identity_pb2
@@ -49,4 +50,5 @@ class IdentityService:
             grants=grants,
             server_version=self._version,
             log_origin=self._origin,
+            server_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         )

@@ -15,11 +15,14 @@ from typing import Final, NamedTuple, cast
 
 import grpc
 import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from greatseald.config import FileProblem, ServerSettings, read_tls
 
 _log = structlog.get_logger("greatseald.tls")
 _LOOK_SECONDS: Final = 1.0
+_MAX_NAME: Final = 200
 
 
 class _Paths(NamedTuple):
@@ -39,7 +42,11 @@ class ServerCertificates:
         self._seen = _identify(self._paths)
         self._looked = clock()
         self._fresh: grpc.ServerCertificateConfiguration | None = None
-        self._current = _read(self._paths)
+        self._current, self._expiries = _read(self._paths)
+
+    def expiries(self) -> list[tuple[tuple[str, str], float]]:
+        """Return when the certificates in force expire: (`server` or `client_ca`, its name), Unix seconds."""
+        return self._expiries
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return credentials that demand a client certificate and ask here at each handshake."""
@@ -68,7 +75,8 @@ class ServerCertificates:
 
     def _take(self) -> str:
         try:
-            self._current = self._fresh = _read(self._paths)
+            self._current, self._expiries = _read(self._paths)
+            self._fresh = self._current
         except FileProblem as problem:
             _log.error("certificates_unusable", why=str(problem), hint=problem.hint, kept="the certificates in force")
             return str(problem)
@@ -93,6 +101,15 @@ def _identify(paths: _Paths) -> tuple[tuple[int, ...], ...]:
     return tuple(marks)
 
 
-def _read(paths: _Paths) -> grpc.ServerCertificateConfiguration:
+def _read(paths: _Paths) -> tuple[grpc.ServerCertificateConfiguration, list[tuple[tuple[str, str], float]]]:
     cert, key, client_ca = read_tls(paths.cert, paths.key, paths.client_ca)
-    return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
+    server = x509.load_pem_x509_certificates(cert)
+    expiries = {("server", "server"): min(each.not_valid_after_utc for each in server).timestamp()}
+    for each in x509.load_pem_x509_certificates(client_ca):
+        # Two of one name, as while a CA is replaced, have the fingerprint in theirs.
+        name = ("client_ca", each.subject.rfc4514_string()[:_MAX_NAME])
+        if name in expiries:
+            name = ("client_ca", f"{name[1]} {each.fingerprint(hashes.SHA256()).hex()[:16]}")
+        expiries[name] = each.not_valid_after_utc.timestamp()
+    current = grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
+    return current, list(expiries.items())

@@ -8,22 +8,41 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
 
-from greatseal.cli import audit, keys, receipts, sign
+from greatseal.cli import audit, auditexport, auditlist, auditprove, auditverify, keys, receipts, sign, tokens
+from greatseal.cli.doctor import doctor
 from greatseal.cli.failures import report
+from greatseal.cli.many import sign_models_command
 from greatseal.cli.models import sign_model_command, verify_model_command
 from greatseal.cli.session import JsonOption, Session, session_of
+from greatseal.errors import UsageError
 from greatseal.version import VERSION
+
+_HELP: Final = ("-h", "--help")
 
 
 class _Commands(TyperGroup):
     """The root group: the one place where errors become exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Answer `greatseal COMMAND --help` at once: reading our own options would load pydantic first."""
+        command: Any = self
+        for word in args:
+            if word in _HELP and command is not self:
+                print(command.get_help(ctx))
+                ctx.exit()
+            command = getattr(command, "commands", {}).get(word)
+            if command is None:
+                break
+            ctx = type(ctx)(command, info_name=word, parent=ctx)
+        return super().parse_args(ctx.find_root(), args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -34,6 +53,14 @@ class _Commands(TyperGroup):
             if hasattr(error, "format_message"):  # a usage error of typer's, which says it itself
                 raise
             raise typer.Exit(report(error, as_json=session_of(ctx).as_json)) from None
+
+
+class Shell(str, Enum):
+    """The shells that complete."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
 
 
 def _group(description: str) -> typer.Typer:
@@ -47,9 +74,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": list(_HELP)},
 )
 _keys = _group("The keys that you may read.")
+_tokens = _group("The tokens that hold the keys.")
 _sign = _group("Have something signed.")
 _verify = _group("Verify what was signed, offline.")
 _audit = _group("Read and check the audit log.")
@@ -57,21 +85,35 @@ _receipt = _group("Receipts: the evidence that a signature stands in the log.")
 
 _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ...]], ...] = (
     ("keys", _keys, (("list", keys.list_keys), ("show", keys.show), ("public", keys.public))),
-    ("sign", _sign, (("model", sign_model_command), ("digest", sign.digest), ("statement", sign.statement))),
-    ("verify", _verify, (("model", verify_model_command),)),
+    ("tokens", _tokens, (("list", tokens.list_tokens), ("show", tokens.show))),
+    (
+        "sign",
+        _sign,
+        (
+            ("model", sign_model_command),
+            ("models", sign_models_command),
+            ("digest", sign.digest),
+            ("statement", sign.statement),
+        ),
+    ),
+    ("verify", _verify, (("model", verify_model_command), ("entry", auditprove.verify_entry))),
     (
         "audit",
         _audit,
         (
-            ("list", audit.list_entries),
+            ("list", auditlist.list_entries),
+            ("tail", auditlist.tail),
             ("show", audit.show),
             ("checkpoint", audit.checkpoint),
-            ("verify", audit.verify),
+            ("prove", auditprove.prove),
+            ("verify", auditverify.verify),
+            ("export", auditexport.export),
         ),
     ),
     ("receipt", _receipt, (("verify", receipts.verify),)),
 )
 app.command()(keys.whoami)
+app.command()(doctor)
 for _name, _app, _commands in _GROUPS:
     app.add_typer(_app, name=_name)
     for _command_name, _command in _commands:
@@ -134,13 +176,46 @@ def version(context: typer.Context, json: JsonOption = False) -> None:
         print(VERSION)
 
 
+@app.command()
+def completion(
+    context: typer.Context,
+    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
+    json: JsonOption = False,
+) -> None:
+    """Print the script that completes greatseal's commands, options and key names in a shell."""
+    from typer._completion_shared import get_completion_script
+
+    script = get_completion_script(prog_name="greatseal", complete_var="_GREATSEAL_COMPLETE", shell=shell.value)
+    session = session_of(context, as_json=json)
+    if session.as_json:
+        session.emit({"shell": shell.value, "script": script})
+    else:
+        print(script)
+
+
 def main() -> None:
     """Run the command; the process ends with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal's encoding may lack what a model's name holds; that is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
+    as_json = _json_wanted(sys.argv[1:])
     try:
+        if as_json:
+            sys.exit(typer.main.get_command(app).main(standalone_mode=False))
         app()
     except KeyboardInterrupt as error:  # while it was starting or ending
-        raise SystemExit(report(error, as_json=False)) from None
+        raise SystemExit(report(error, as_json=as_json)) from None
+    except typer.Abort:
+        raise SystemExit(report(KeyboardInterrupt(), as_json=as_json)) from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends as JSON and an exit code
+        say_usage = getattr(error, "format_message", None)  # a usage error of typer's
+        if say_usage is None:
+            raise SystemExit(report(error, as_json=as_json)) from None
+        raise SystemExit(report(UsageError(say_usage()), as_json=as_json)) from None
+
+
+def _json_wanted(arguments: Sequence[str]) -> bool:
+    """Whether the output is for a program, told before the arguments are parsed, for that may fail."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options

@@ -6,6 +6,7 @@ failed · 130 interrupted · 141 the reader of stdout went away.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ BROKEN_PIPE: Final = 141
 UNEXPECTED: Final = 1
 USAGE: Final = 2
 DEBUG: Final = "GREATSEAL_DEBUG"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
@@ -42,6 +44,11 @@ def report(error: BaseException, *, as_json: bool) -> int:
     return code
 
 
+def describe(error: GreatsealError) -> dict[str, Any]:
+    """Return an error as the object that `--json` writes."""
+    return _describe(error, error.exit_code)
+
+
 def _describe(error: BaseException, code: int) -> dict[str, Any]:
     described: dict[str, Any] = {"kind": type(error).__name__, "message": _message(error), "exit_code": code}
     notes = getattr(error, "__notes__", [])
@@ -61,6 +68,8 @@ def _message(error: BaseException) -> str:
         return error.message
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"the output cannot be written: {error.strerror}; make room, and run the command again"
     return f"unexpected {type(error).__name__}: {error}; this is a fault of greatseal, {DEBUG}=1 shows where"
 
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from greatseal.cli.key_names import complete_key
 from greatseal.cli.session import JsonOption, say, session_of
 
 if TYPE_CHECKING:
     from greatseal.messages import Key
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The key: keys/NAME or NAME.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The key: keys/NAME or NAME.", autocompletion=complete_key)
+]
 
 
 def whoami(context: typer.Context, json: JsonOption = False) -> None:

@@ -77,12 +77,12 @@ def sign_model_command(
             progress=progress,
         )
     if session.as_json:
-        session.emit(_described_signed(signed))
+        session.emit(described_signed(signed))
         return
     released = signed.released
     session.fields(
         [
-            ("model", f"{signed.name}, {_files(signed.files)}, {_bytes(signed.size)}"),
+            ("model", f"{signed.name}, {_files(signed.files)}, {show_bytes(signed.size)}"),
             ("sha256", signed.root),
             ("signed by", f"{released.key_version} ({released.algorithm.value}), method {signed.method.value}"),
             ("signature", str(signed.signature_path)),
@@ -131,7 +131,7 @@ def verify_model_command(
         return
     session.fields(
         [
-            ("model", f"{verified.name}, {_files(verified.files)}, {_bytes(verified.size)}"),
+            ("model", f"{verified.name}, {_files(verified.files)}, {show_bytes(verified.size)}"),
             ("sha256", verified.root),
             ("signed by", verified.signer or f"the trusted key, {verified.key_hint[:16]}…"),
         ]
@@ -201,7 +201,8 @@ def _show_differences(session: Session, error: ModelDiffers) -> None:
             print(f"{kind}\t{name}")
 
 
-def _described_signed(signed: SignedModelFile) -> dict[str, Any]:
+def described_signed(signed: SignedModelFile) -> dict[str, Any]:
+    """Return a signed model as the object that `--json` writes."""
     from greatseal.cli.sign import described
 
     return {
@@ -239,7 +240,8 @@ def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count:,} files"
 
 
-def _bytes(size: int) -> str:
+def show_bytes(size: int) -> str:
+    """Return a size for people: `1.5 GiB`."""
     value, unit = float(size), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

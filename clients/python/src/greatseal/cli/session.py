@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
 
 import typer
 
@@ -74,7 +74,7 @@ class Session:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show rows on stdout: aligned for people at a terminal, tab-separated with a header for programs."""
-        if not sys.stdout.isatty():
+        if not _for_people(sys.stdout):
             for row in [columns, *rows]:
                 print("\t".join(map(one_line, row)))
             return
@@ -87,8 +87,15 @@ class Session:
             table.add_column(column, overflow="fold")
         for row in rows:
             # Text, not str: a cell is foreign, and rich would take [brackets] for markup.
-            table.add_row(*(Text(one_line(cell)) for cell in row))
-        Console(no_color=not self.color, highlight=False).print(table)
+            table.add_row(*(Text(one_line(cell), style=_STYLES.get(cell, "")) for cell in row))
+        colored = self.colored(sys.stdout)
+        Console(no_color=not colored, force_terminal=colored or None, highlight=False).print(table)
+
+    def colored(self, stream: TextIO) -> bool:
+        """Whether to write colour: never under `NO_COLOR` or `--no-color`, else on terminals and under `FORCE_COLOR`."""
+        if not self.color:
+            return False
+        return _forced() or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
     def fields(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Show named values on stdout, one a line."""
@@ -97,7 +104,8 @@ class Session:
             print(f"{name + ':':<{width}} {one_line(value)}")
 
     def _retrying(self, seconds: float, error: DaemonError) -> None:
-        if not self._told:
+        # For programs stderr holds nothing but the error, if there is one.
+        if not self._told and not self.as_json:
             self._told = True
             say(f"{error.message}\nwaiting, and trying again until the time is over ({seconds:.1f} s to the next try)")
 
@@ -110,6 +118,27 @@ def session_of(context: typer.Context, *, as_json: bool = False) -> Session:
     session = context.find_object(Session) or Session()
     session.as_json = session.as_json or as_json
     return session
+
+
+_STYLES: Final = {
+    "ENABLED": "green",
+    "DISABLED": "yellow",
+    "UNAVAILABLE": "red",
+    "HALTED": "red",
+    "denied": "red",
+    "failed": "red",
+    "unknown": "yellow",
+    "signed": "green",
+}
+"""Cells that say how something is, and their colours."""
+
+
+def _forced() -> bool:
+    return os.environ.get("FORCE_COLOR", "") not in {"", "0", "false"}
+
+
+def _for_people(stream: TextIO) -> bool:
+    return stream.isatty() or _forced()
 
 
 def say(text: str = "") -> None:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from greatseal.algorithms import Algorithm
+from greatseal.cli.key_names import complete_key
 from greatseal.cli.session import JsonOption, Session, say, session_of
 from greatseal.errors import UsageError
 
 if TYPE_CHECKING:
     from greatseal.messages import Signature
 
-KeyOption = Annotated[str, typer.Option("--key", help="The key, keys/NAME or NAME.", show_default=False)]
+KeyOption = Annotated[
+    str, typer.Option("--key", help="The key, keys/NAME or NAME.", show_default=False, autocompletion=complete_key)
+]
 ReceiptOption = Annotated[
     Path | None, typer.Option("--receipt", help="Write the log's receipt here.", show_default=False)
 ]

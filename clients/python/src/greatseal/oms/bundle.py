@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PublicKeyTypes
@@ -29,6 +29,7 @@ from greatseal.dsse import Envelope, EnvelopeSignature, envelope_from_dict
 from greatseal.oms.certificates import load_certificate
 from greatseal.oms.errors import BundleInvalid
 from greatseal.oms.method import Method
+from greatseal.strictjson import JSONInvalid, decode
 from greatseal.verification import EnvelopeInvalid
 
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -111,9 +112,10 @@ def read_bundle(path: Path) -> Bundle:
 
 def parse_bundle(data: bytes) -> Bundle:
     """Parse a signature file's bytes. Raises BundleInvalid."""
-    if len(data) > MAX_BUNDLE_BYTES:
-        raise BundleInvalid(f"a signature file is at most {MAX_BUNDLE_BYTES} bytes, and this one is larger")
-    document = _object(strict_json(data), "the signature file")
+    try:
+        document = _object(decode(data, max_bytes=MAX_BUNDLE_BYTES, what="the signature file"), "the signature file")
+    except JSONInvalid as error:
+        raise BundleInvalid(error.message) from error
     media_type = document.get("mediaType")
     if media_type != MEDIA_TYPE:
         raise BundleInvalid(f"mediaType is {media_type!r:.100}; a model's signature file has {MEDIA_TYPE}")
@@ -138,29 +140,6 @@ def is_bundle(data: bytes) -> bool:
     except BundleInvalid:
         return False
     return True
-
-
-def strict_json(data: bytes) -> object:
-    """Decode UTF-8 JSON in which no object has one name twice. Raises BundleInvalid."""
-    try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:
-        raise BundleInvalid("it is nested too deeply") from None
-    except ValueError as error:
-        raise BundleInvalid(f"it is not JSON: {error}") from None
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BundleInvalid(f"the name {twice!r:.100} stands twice in one object")
-    return found
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise BundleInvalid(f"{text} is not JSON")
 
 
 def _signer(material: dict[str, object]) -> tuple[str, tuple[x509.Certificate, ...]]:

@@ -134,23 +134,58 @@ def sign_model(
         VerificationFailed: what the daemon returned does not verify.
         DaemonError: the daemon said no.
     """
-    require_directory(model)
     signature = signature or model / SIGNATURE_NAME
-    own = [_require_writable(model, signature, "signature", is_bundle)]
-    if receipt is not None:
-        own.append(_require_writable(model, receipt, "receipt", _is_receipt))
-        if os.path.realpath(receipt) == os.path.realpath(signature):
-            raise ModelRefused(f"{signature} cannot be both the signature and the receipt")
-    ignored = ignored_when_signing(model, ignore, own)
+    ignored = require_signable(model, signature, receipt, ignore)
     signer = model_signer(client.keys.public_key(key), method)
     manifest = build_manifest(model, ignored, progress=progress, workers=workers)
     payload = manifest.payload()
     released = client.sign_statement(
         key, payload, payload_type=IN_TOTO_PAYLOAD_TYPE, algorithm=signer.algorithm, request_id=request_id
     )
+    return write_signed(manifest, payload, signer, released, signature, receipt)
+
+
+def require_signable(model: Path, signature: Path, receipt: Path | None, ignore: Iterable[str]) -> IgnoredPaths:
+    """Try everything that can be known to fail before a model is hashed; return what its statement leaves out.
+
+    Raises:
+        ModelRefused: no directory, or a path that cannot be written or is not meant.
+    """
+    require_directory(model)
+    own = [_require_writable(model, signature, "signature", is_bundle)]
+    if receipt is not None:
+        own.append(_require_writable(model, receipt, "receipt", _is_receipt))
+        if os.path.realpath(receipt) == os.path.realpath(signature):
+            raise ModelRefused(f"{signature} cannot be both the signature and the receipt")
+    return ignored_when_signing(model, ignore, own)
+
+
+def write_signed(
+    manifest: ModelManifest,
+    payload: bytes,
+    signer: ModelSigner,
+    released: Signature,
+    signature: Path,
+    receipt: Path | None,
+) -> SignedModelFile:
+    """Verify what was released over `payload`, write the bundle and, where asked for, the receipt.
+
+    Raises:
+        SignatureMismatch: the signature is not by the signer's key over this payload; nothing was written.
+        ModelRefused: a file cannot be written; the message says how to come by the signature again.
+    """
     bundle = signed_bundle(payload, released.signature, signer)
     _write([(receipt, released.receipt.to_json()), (signature, bundle)] if receipt else [(signature, bundle)], released)
-    return _signed(manifest, signer, signature, receipt, released)
+    return SignedModelFile(
+        name=manifest.name,
+        root=manifest.root,
+        files=len(manifest.resources),
+        size=manifest.size,
+        method=Method.CERTIFICATE if signer.certificates else Method.KEY,
+        signature_path=signature,
+        receipt_path=receipt,
+        released=released,
+    )
 
 
 def ignored_when_signing(model: Path, ignore: Iterable[str], own: Iterable[Path]) -> IgnoredPaths:
@@ -274,18 +309,3 @@ def _write(files: list[tuple[Path, bytes]], released: Signature) -> None:
                 f"{path} cannot be written: {error.strerror}. The model was signed and the log says so: sign it again "
                 f"with --request-id {released.request_id} and a path that can be written, for the same signature"
             ) from error
-
-
-def _signed(
-    manifest: ModelManifest, signer: ModelSigner, signature: Path, receipt: Path | None, released: Signature
-) -> SignedModelFile:
-    return SignedModelFile(
-        name=manifest.name,
-        root=manifest.root,
-        files=len(manifest.resources),
-        size=manifest.size,
-        method=Method.CERTIFICATE if signer.certificates else Method.KEY,
-        signature_path=signature,
-        receipt_path=receipt,
-        released=released,
-    )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18greatseal/v1/admin.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\"#\n\rBackupRequest\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"=\n\x0e\x42\x61\x63kupResponse\x12\x16\n\x08log_size\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62ytes\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\"\x0f\n\rReloadRequest\"%\n\x0eReloadResponse\x12\x13\n\x05notes\x18\x01 \x03(\tB\x04\xe2\x41\x01\x03\x32\x98\x01\n\x0c\x41\x64minService\x12\x43\n\x06\x42\x61\x63kup\x12\x1b.greatseal.v1.BackupRequest\x1a\x1c.greatseal.v1.BackupResponse\x12\x43\n\x06Reload\x12\x1b.greatseal.v1.ReloadRequest\x1a\x1c.greatseal.v1.ReloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18greatseal/v1/admin.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\"#\n\rBackupRequest\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"=\n\x0e\x42\x61\x63kupResponse\x12\x16\n\x08log_size\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62ytes\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\"\x0f\n\rReloadRequest\"%\n\x0eReloadResponse\x12\x13\n\x05notes\x18\x01 \x03(\tB\x04\xe2\x41\x01\x03\"=\n\x11ReleaseKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"E\n\x12ReleaseKeyResponse\x12\x14\n\x06halted\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0bspki_sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x32\xe9\x01\n\x0c\x41\x64minService\x12\x43\n\x06\x42\x61\x63kup\x12\x1b.greatseal.v1.BackupRequest\x1a\x1c.greatseal.v1.BackupResponse\x12\x43\n\x06Reload\x12\x1b.greatseal.v1.ReloadRequest\x1a\x1c.greatseal.v1.ReloadResponse\x12O\n\nReleaseKey\x12\x1f.greatseal.v1.ReleaseKeyRequest\x1a .greatseal.v1.ReleaseKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BACKUPRESPONSE'].fields_by_name['bytes']._serialized_options = b'\342A\001\003'
   _globals['_RELOADRESPONSE'].fields_by_name['notes']._loaded_options = None
   _globals['_RELOADRESPONSE'].fields_by_name['notes']._serialized_options = b'\342A\001\003'
+  _globals['_RELEASEKEYREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RELEASEKEYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_RELEASEKEYREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_RELEASEKEYREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_RELEASEKEYRESPONSE'].fields_by_name['halted']._loaded_options = None
+  _globals['_RELEASEKEYRESPONSE'].fields_by_name['halted']._serialized_options = b'\342A\001\003'
+  _globals['_RELEASEKEYRESPONSE'].fields_by_name['spki_sha256']._loaded_options = None
+  _globals['_RELEASEKEYRESPONSE'].fields_by_name['spki_sha256']._serialized_options = b'\342A\001\003'
   _globals['_BACKUPREQUEST']._serialized_start=75
   _globals['_BACKUPREQUEST']._serialized_end=110
   _globals['_BACKUPRESPONSE']._serialized_start=112
@@ -48,6 +56,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELOADREQUEST']._serialized_end=190
   _globals['_RELOADRESPONSE']._serialized_start=192
   _globals['_RELOADRESPONSE']._serialized_end=229
-  _globals['_ADMINSERVICE']._serialized_start=232
-  _globals['_ADMINSERVICE']._serialized_end=384
+  _globals['_RELEASEKEYREQUEST']._serialized_start=231
+  _globals['_RELEASEKEYREQUEST']._serialized_end=292
+  _globals['_RELEASEKEYRESPONSE']._serialized_start=294
+  _globals['_RELEASEKEYRESPONSE']._serialized_end=363
+  _globals['_ADMINSERVICE']._serialized_start=366
+  _globals['_ADMINSERVICE']._serialized_end=599
 # @@protoc_insertion_point(module_scope)

@@ -106,3 +106,55 @@ class ReloadResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReloadResponse: _TypeAlias = ReloadResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseKeyRequest(_message.Message):
+    """Asks for the release of a halted key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """keys/{key}, or the bare name."""
+    reason: _builtins.str
+    """Why it may sign again, for the log; at most 1,024 characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseKeyRequest: _TypeAlias = ReleaseKeyRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseKeyResponse(_message.Message):
+    """A key that was released."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HALTED_FIELD_NUMBER: _builtins.int
+    SPKI_SHA256_FIELD_NUMBER: _builtins.int
+    halted: _builtins.str
+    """Why it had been halted."""
+    spki_sha256: _builtins.str
+    """SHA-256 of the public key that it signs with from now on (SubjectPublicKeyInfo, DER), hexadecimal."""
+    def __init__(
+        self,
+        *,
+        halted: _builtins.str = ...,
+        spki_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["halted", b"halted", "spki_sha256", b"spki_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseKeyResponse: _TypeAlias = ReleaseKeyResponse  # noqa: Y015

@@ -45,6 +45,11 @@ class AdminServiceStub(object):
                 request_serializer=greatseal_dot_v1_dot_admin__pb2.ReloadRequest.SerializeToString,
                 response_deserializer=greatseal_dot_v1_dot_admin__pb2.ReloadResponse.FromString,
                 _registered_method=True)
+        self.ReleaseKey = channel.unary_unary(
+                '/greatseal.v1.AdminService/ReleaseKey',
+                request_serializer=greatseal_dot_v1_dot_admin__pb2.ReleaseKeyRequest.SerializeToString,
+                response_deserializer=greatseal_dot_v1_dot_admin__pb2.ReleaseKeyResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -65,6 +70,13 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseKey(self, request, context):
+        """Puts a key back to work that was halted. The log has it before it holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Reload,
                     request_deserializer=greatseal_dot_v1_dot_admin__pb2.ReloadRequest.FromString,
                     response_serializer=greatseal_dot_v1_dot_admin__pb2.ReloadResponse.SerializeToString,
+            ),
+            'ReleaseKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseKey,
+                    request_deserializer=greatseal_dot_v1_dot_admin__pb2.ReleaseKeyRequest.FromString,
+                    response_serializer=greatseal_dot_v1_dot_admin__pb2.ReleaseKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class AdminService(object):
             '/greatseal.v1.AdminService/Reload',
             greatseal_dot_v1_dot_admin__pb2.ReloadRequest.SerializeToString,
             greatseal_dot_v1_dot_admin__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greatseal.v1.AdminService/ReleaseKey',
+            greatseal_dot_v1_dot_admin__pb2.ReleaseKeyRequest.SerializeToString,
+            greatseal_dot_v1_dot_admin__pb2.ReleaseKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

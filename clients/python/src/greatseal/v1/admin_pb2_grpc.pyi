@@ -37,6 +37,8 @@ class AdminServiceStub:
     """Writes a consistent copy of the store to a file that does not exist yet."""
     Reload: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadResponse]
     """Reads the configuration again, as SIGHUP does; a file with errors keeps the old settings."""
+    ReleaseKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReleaseKeyRequest, _admin_pb2.ReleaseKeyResponse]
+    """Puts a key back to work that was halted. The log has it before it holds."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -47,6 +49,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Writes a consistent copy of the store to a file that does not exist yet."""
     Reload: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadResponse]  # type: ignore[assignment]
     """Reads the configuration again, as SIGHUP does; a file with errors keeps the old settings."""
+    ReleaseKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReleaseKeyRequest, _admin_pb2.ReleaseKeyResponse]  # type: ignore[assignment]
+    """Puts a key back to work that was halted. The log has it before it holds."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served on the admin socket alone, a Unix socket of mode 0600; never on the network."""
@@ -66,5 +70,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ReloadResponse, _abc.Awaitable[_admin_pb2.ReloadResponse]]:
         """Reads the configuration again, as SIGHUP does; a file with errors keeps the old settings."""
+
+    @_abc_1.abstractmethod
+    def ReleaseKey(
+        self,
+        request: _admin_pb2.ReleaseKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReleaseKeyResponse, _abc.Awaitable[_admin_pb2.ReleaseKeyResponse]]:
+        """Puts a key back to work that was halted. The log has it before it holds."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,7 +6,9 @@ Reading the audit log."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +19,74 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _EntryType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EntryTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EntryType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENTRY_TYPE_UNSPECIFIED: _EntryType.ValueType  # 0
+    """None in particular."""
+    ENTRY_TYPE_INTENT: _EntryType.ValueType  # 1
+    """Somebody may sign, and will be asked to."""
+    ENTRY_TYPE_OUTCOME: _EntryType.ValueType  # 2
+    """How an intent ended."""
+    ENTRY_TYPE_DENIED: _EntryType.ValueType  # 3
+    """A caller that was known was refused."""
+    ENTRY_TYPE_ADMIN: _EntryType.ValueType  # 4
+    """Something about the daemon itself."""
+
+class EntryType(_EntryType, metaclass=_EntryTypeEnumTypeWrapper):
+    """The kinds of entries."""
+
+ENTRY_TYPE_UNSPECIFIED: EntryType.ValueType  # 0
+"""None in particular."""
+ENTRY_TYPE_INTENT: EntryType.ValueType  # 1
+"""Somebody may sign, and will be asked to."""
+ENTRY_TYPE_OUTCOME: EntryType.ValueType  # 2
+"""How an intent ended."""
+ENTRY_TYPE_DENIED: EntryType.ValueType  # 3
+"""A caller that was known was refused."""
+ENTRY_TYPE_ADMIN: EntryType.ValueType  # 4
+"""Something about the daemon itself."""
+Global___EntryType: _TypeAlias = EntryType  # noqa: Y015
+
+class _EntryResult:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EntryResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EntryResult.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENTRY_RESULT_UNSPECIFIED: _EntryResult.ValueType  # 0
+    """None in particular."""
+    ENTRY_RESULT_SIGNED: _EntryResult.ValueType  # 1
+    """Outcomes: the signature was made and verified."""
+    ENTRY_RESULT_FAILED: _EntryResult.ValueType  # 2
+    """Outcomes: the token certainly did not sign."""
+    ENTRY_RESULT_UNKNOWN: _EntryResult.ValueType  # 3
+    """Outcomes: it may have signed; nothing was released."""
+    ENTRY_RESULT_ABORTED: _EntryResult.ValueType  # 4
+    """Outcomes: the token was never asked."""
+    ENTRY_RESULT_DENIED: _EntryResult.ValueType  # 5
+    """Entries of the type denied."""
+
+class EntryResult(_EntryResult, metaclass=_EntryResultEnumTypeWrapper):
+    """How a request ended."""
+
+ENTRY_RESULT_UNSPECIFIED: EntryResult.ValueType  # 0
+"""None in particular."""
+ENTRY_RESULT_SIGNED: EntryResult.ValueType  # 1
+"""Outcomes: the signature was made and verified."""
+ENTRY_RESULT_FAILED: EntryResult.ValueType  # 2
+"""Outcomes: the token certainly did not sign."""
+ENTRY_RESULT_UNKNOWN: EntryResult.ValueType  # 3
+"""Outcomes: it may have signed; nothing was released."""
+ENTRY_RESULT_ABORTED: EntryResult.ValueType  # 4
+"""Outcomes: the token was never asked."""
+ENTRY_RESULT_DENIED: EntryResult.ValueType  # 5
+"""Entries of the type denied."""
+Global___EntryResult: _TypeAlias = EntryResult  # noqa: Y015
 
 @_typing.final
 class GetCheckpointRequest(_message.Message):
@@ -137,6 +207,8 @@ class ListEntriesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     START_INDEX_FIELD_NUMBER: _builtins.int
     DESCENDING_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    INCLUDE_INTENTS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`logs/{log}`; the only log where empty."""
     page_size: _builtins.int
@@ -147,6 +219,14 @@ class ListEntriesRequest(_message.Message):
     """The first index wanted."""
     descending: _builtins.bool
     """Newest first, from the end of the log or from start_index (where not 0) downwards."""
+    include_intents: _builtins.bool
+    """Give the intents of this page's outcomes too, where they are not in the page."""
+    @_builtins.property
+    def filter(self) -> Global___EntryFilter:
+        """Only entries like this. A page that is given after a bounded number of entries was looked at may
+        hold few entries or none, and a next_page_token all the same.
+        """
+
     def __init__(
         self,
         *,
@@ -155,14 +235,79 @@ class ListEntriesRequest(_message.Message):
         page_token: _builtins.str = ...,
         start_index: _builtins.int = ...,
         descending: _builtins.bool = ...,
+        filter: Global___EntryFilter | None = ...,
+        include_intents: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descending", b"descending", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "start_index", b"start_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descending", b"descending", "filter", b"filter", "include_intents", b"include_intents", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "start_index", b"start_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEntriesRequest: _TypeAlias = ListEntriesRequest  # noqa: Y015
+
+@_typing.final
+class EntryFilter(_message.Message):
+    """What entries to list. All fields that are set must match; of a repeated field one value. An outcome
+    is judged with its intent: it has that one's caller, key and model. An entry that lacks what a field
+    asks for does not match.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPES_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """`keys/{key}`; with an asterisk at the end, every name that begins so. At most 256 bytes."""
+    caller: _builtins.str
+    """The caller's identity, as `key`. At most 1,024 bytes."""
+    subject: _builtins.str
+    """The name of the first subject, for models the model's, as `key`. At most 1,024 bytes."""
+    digest: _builtins.str
+    """The first 8 to 128 hexadecimal digits of the digest given to the token, of the payload's SHA-256,
+    or of the first subject's digest.
+    """
+    @_builtins.property
+    def types(self) -> _containers.RepeatedScalarFieldContainer[Global___EntryType.ValueType]:
+        """At most 8."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedScalarFieldContainer[Global___EntryResult.ValueType]:
+        """At most 8. Intents have no result."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Written at this time or later. Where a clock was over an hour wrong, entries may be missed."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Written before this time."""
+
+    def __init__(
+        self,
+        *,
+        types: _abc.Iterable[Global___EntryType.ValueType] | None = ...,
+        results: _abc.Iterable[Global___EntryResult.ValueType] | None = ...,
+        key: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "digest", b"digest", "key", b"key", "results", b"results", "since", b"since", "subject", b"subject", "types", b"types", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntryFilter: _TypeAlias = EntryFilter  # noqa: Y015
 
 @_typing.final
 class ListEntriesResponse(_message.Message):
@@ -173,6 +318,7 @@ class ListEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     LOG_SIZE_FIELD_NUMBER: _builtins.int
+    INTENTS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Send it back for the next page; empty at the end."""
     log_size: _builtins.int
@@ -181,16 +327,21 @@ class ListEntriesResponse(_message.Message):
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """The entries in the order asked for."""
 
+    @_builtins.property
+    def intents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
+        """With include_intents: the intents that outcomes of this page close and that are not in it."""
+
     def __init__(
         self,
         *,
         entries: _abc.Iterable[Global___Entry] | None = ...,
         next_page_token: _builtins.str = ...,
         log_size: _builtins.int = ...,
+        intents: _abc.Iterable[Global___Entry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "log_size", b"log_size", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "intents", b"intents", "log_size", b"log_size", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

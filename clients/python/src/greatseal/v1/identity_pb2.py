@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgreatseal/v1/identity.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\"\x0f\n\rWhoAmIRequest\"\xef\x01\n\x0eWhoAmIResponse\x12\x14\n\x06\x63lient\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12 \n\x12\x63\x65rtificate_serial\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12 \n\x12\x63\x65rtificate_sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12 \n\x12\x63\x65rtificate_expiry\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12)\n\x06grants\x18\x05 \x03(\x0b\x32\x13.greatseal.v1.GrantB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eserver_version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nlog_origin\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\"h\n\x05Grant\x12\x17\n\tpolicy_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x61\x63tions\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04keys\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rpayload_types\x18\x04 \x03(\tB\x04\xe2\x41\x01\x03\x32V\n\x0fIdentityService\x12\x43\n\x06WhoAmI\x12\x1b.greatseal.v1.WhoAmIRequest\x1a\x1c.greatseal.v1.WhoAmIResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgreatseal/v1/identity.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\"\x0f\n\rWhoAmIRequest\"\x8a\x02\n\x0eWhoAmIResponse\x12\x14\n\x06\x63lient\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12 \n\x12\x63\x65rtificate_serial\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12 \n\x12\x63\x65rtificate_sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12 \n\x12\x63\x65rtificate_expiry\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12)\n\x06grants\x18\x05 \x03(\x0b\x32\x13.greatseal.v1.GrantB\x04\xe2\x41\x01\x03\x12\x1c\n\x0eserver_version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nlog_origin\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0bserver_time\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\"h\n\x05Grant\x12\x17\n\tpolicy_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x61\x63tions\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04keys\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rpayload_types\x18\x04 \x03(\tB\x04\xe2\x41\x01\x03\x32V\n\x0fIdentityService\x12\x43\n\x06WhoAmI\x12\x1b.greatseal.v1.WhoAmIRequest\x1a\x1c.greatseal.v1.WhoAmIResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WHOAMIRESPONSE'].fields_by_name['server_version']._serialized_options = b'\342A\001\003'
   _globals['_WHOAMIRESPONSE'].fields_by_name['log_origin']._loaded_options = None
   _globals['_WHOAMIRESPONSE'].fields_by_name['log_origin']._serialized_options = b'\342A\001\003'
+  _globals['_WHOAMIRESPONSE'].fields_by_name['server_time']._loaded_options = None
+  _globals['_WHOAMIRESPONSE'].fields_by_name['server_time']._serialized_options = b'\342A\001\003'
   _globals['_GRANT'].fields_by_name['policy_id']._loaded_options = None
   _globals['_GRANT'].fields_by_name['policy_id']._serialized_options = b'\342A\001\003'
   _globals['_GRANT'].fields_by_name['actions']._loaded_options = None
@@ -57,9 +59,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WHOAMIREQUEST']._serialized_start=78
   _globals['_WHOAMIREQUEST']._serialized_end=93
   _globals['_WHOAMIRESPONSE']._serialized_start=96
-  _globals['_WHOAMIRESPONSE']._serialized_end=335
-  _globals['_GRANT']._serialized_start=337
-  _globals['_GRANT']._serialized_end=441
-  _globals['_IDENTITYSERVICE']._serialized_start=443
-  _globals['_IDENTITYSERVICE']._serialized_end=529
+  _globals['_WHOAMIRESPONSE']._serialized_end=362
+  _globals['_GRANT']._serialized_start=364
+  _globals['_GRANT']._serialized_end=468
+  _globals['_IDENTITYSERVICE']._serialized_start=470
+  _globals['_IDENTITYSERVICE']._serialized_end=556
 # @@protoc_insertion_point(module_scope)

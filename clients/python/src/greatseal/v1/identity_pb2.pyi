@@ -48,6 +48,7 @@ class WhoAmIResponse(_message.Message):
     GRANTS_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
     LOG_ORIGIN_FIELD_NUMBER: _builtins.int
+    SERVER_TIME_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     """The identity that rules match: the SPIFFE id, else the DNS name, e-mail address or subject."""
     certificate_serial: _builtins.str
@@ -60,6 +61,8 @@ class WhoAmIResponse(_message.Message):
     """The daemon's version."""
     log_origin: _builtins.str
     """The log's origin, the name in its verifier key."""
+    server_time: _builtins.str
+    """The daemon's clock when it answered, RFC 3339 with microseconds; callers compare their own with it."""
     @_builtins.property
     def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]:
         """What the rules allow."""
@@ -74,10 +77,11 @@ class WhoAmIResponse(_message.Message):
         grants: _abc.Iterable[Global___Grant] | None = ...,
         server_version: _builtins.str = ...,
         log_origin: _builtins.str = ...,
+        server_time: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expiry", b"certificate_expiry", "certificate_serial", b"certificate_serial", "certificate_sha256", b"certificate_sha256", "client", b"client", "grants", b"grants", "log_origin", b"log_origin", "server_version", b"server_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expiry", b"certificate_expiry", "certificate_serial", b"certificate_serial", "certificate_sha256", b"certificate_sha256", "client", b"client", "grants", b"grants", "log_origin", b"log_origin", "server_time", b"server_time", "server_version", b"server_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

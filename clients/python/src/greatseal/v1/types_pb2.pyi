@@ -133,6 +133,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The call did not finish in its time; the request goes on and can be asked for again by its id (DEADLINE_EXCEEDED)."""
     INTERNAL_FAULT: _ErrorReason.ValueType  # 26
     """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
+    TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 27
+    """The caller may read tokens, and no token has this name (NOT_FOUND)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed: the `reason` of the one google.rpc.ErrorInfo that every error
@@ -193,6 +195,8 @@ DEADLINE_PASSED: ErrorReason.ValueType  # 25
 """The call did not finish in its time; the request goes on and can be asked for again by its id (DEADLINE_EXCEEDED)."""
 INTERNAL_FAULT: ErrorReason.ValueType  # 26
 """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
+TOKEN_NOT_FOUND: ErrorReason.ValueType  # 27
+"""The caller may read tokens, and no token has this name (NOT_FOUND)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

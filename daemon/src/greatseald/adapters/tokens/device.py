@@ -117,6 +117,10 @@ class Device(Protocol):
         """What an operator should know of it, in words."""
         ...
 
+    def advertised(self) -> list[Algorithm]:
+        """The algorithms that it says it has: a hint. Raises DeviceError."""
+        ...
+
     @property
     def retry_counter(self) -> RetryCounter:
         """What it says of its PIN tries, read anew. Raises DeviceError."""

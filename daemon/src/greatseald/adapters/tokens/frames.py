@@ -101,7 +101,7 @@ class Stop(_Message, frozen=True):
 
 
 class Ready(_Message, frozen=True):
-    """The host's first message once the token is logged in. `notes` are for people."""
+    """The host's first message once the token is logged in. `algorithms` are those it lists mechanisms for; `notes` are for people."""
 
     version: int
     pid: int
@@ -111,6 +111,8 @@ class Ready(_Message, frozen=True):
     model: str
     firmware: str
     sequence: int
+    sessions: int
+    algorithms: list[str]
     notes: list[str]
 
 

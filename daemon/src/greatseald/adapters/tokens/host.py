@@ -3,7 +3,8 @@
 Two ways to run it, with the same frames:
 
     python -m greatseald.adapters.tokens.host --fd N --parent PID          started by the front
-    python -m greatseald.adapters.tokens.host --config FILE --token NAME   a unit of its own, on `host_socket`
+    python -m greatseald.adapters.tokens.host --config FILE --token NAME   a unit of its own, on `host_socket`;
+                                                                           `greatseald host NAME` is the same
                                               [--front USER]
 
 Started by the front it serves the inherited socket and ends with it. As a unit, a main process

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -473,7 +473,7 @@ class Module:
             except CryptokiError as error:
                 if error.value != CKR.SESSION_COUNT:
                     raise
-                offered.extend(self._hinted(description.algorithms))  # no session to spare for trying
+                offered.extend(self.advertised(description.algorithms))  # no session to spare for trying
                 return tuple(offered)
             try:
                 scratch.buffer.begin(scratch.handle, _PREPARED[algorithm], self.key_handle(scratch, uri))
@@ -489,8 +489,12 @@ class Module:
             raise KeyUnusable(message)
         return tuple(offered)
 
-    def _hinted(self, algorithms: tuple[Algorithm, ...]) -> list[Algorithm]:
-        """Those algorithms whose mechanism the token lists."""
+    def advertised(self, algorithms: Iterable[Algorithm] = Algorithm) -> list[Algorithm]:
+        """Those algorithms whose mechanism the token lists: a hint, since lists leave out what works and name what does not.
+
+        Raises:
+            CryptokiError: the token gives no list.
+        """
         try:
             listed = {int(kind) for kind in self._token.slot.get_mechanisms()}
         except pkcs11.PKCS11Error as error:

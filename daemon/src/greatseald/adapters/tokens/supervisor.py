@@ -61,6 +61,7 @@ _FRAME_MESSAGES: Final = 1024 * 1024
 """Bytes of whole messages (Ed25519) in one frame; a single longer one has a frame of its own."""
 _MAX_MESSAGES: Final = 8 * 1024 * 1024
 """Bytes of whole messages that a host has at a time, unless a single one is longer."""
+_ALGORITHM_NAMES: Final = frozenset(algorithm.value for algorithm in Algorithm)
 _FAILURES_IN_A_ROW: Final = 16
 """Operations that end unknown one after the other in a living host before it is replaced; one in a host that is tried."""
 
@@ -134,6 +135,11 @@ class SupervisedToken:
     def info(self) -> TokenInfo | None:
         """What it said of itself, None until it was reached."""
         return self._info
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether it failed so often that it is left alone for a while."""
+        return self._breaker.open
 
     @property
     def host_pid(self) -> int | None:
@@ -430,6 +436,8 @@ class SupervisedToken:
             manufacturer=greeting.manufacturer,
             model=greeting.model,
             firmware=greeting.firmware,
+            sessions=greeting.sessions,
+            advertised=tuple(Algorithm(name) for name in greeting.algorithms if name in _ALGORITHM_NAMES),
         )
         self._ready = True
         self._leaving = False

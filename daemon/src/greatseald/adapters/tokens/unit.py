@@ -4,6 +4,9 @@ It holds the listening socket and keeps one worker alive, which accepts from it:
 ends, connections wait in the socket until its successor takes them. It loads no vendor's library
 and reads no PIN, so nothing that such a library does can stop it from replacing a worker.
 
+A refused PIN does not end it: it stays, says so, and tries nothing before the operator has acted.
+SIGHUP is answered with a line that says what takes a restart.
+
 Exit codes: 0 stopped by SIGTERM or SIGINT, 2 the configuration or the socket cannot be used.
 """
 
@@ -22,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from greatseald.adapters import service_manager
 from greatseald.adapters.tokens import frames
 from greatseald.adapters.tokens.breaker import Breaker
 from greatseald.adapters.tokens.frames import FrameBuffer, FrameInvalid, Hello, NotReady, Ping, Ready, Stop, ToHost
@@ -35,6 +39,11 @@ _PING_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 30.0
 _BACKLOG: Final = 16
 EXIT_USAGE: Final = 2
+_MAX_UID: Final = (1 << 32) - 1
+_NO_RELOAD: Final = (
+    "SIGHUP changes nothing: module, PIN and sessions are read when a host starts. Restart this unit, and the front "
+    "reconnects; rules and certificates are the front's"
+)
 
 
 class SocketUnusable(Exception):
@@ -60,9 +69,12 @@ def run_unit(config: Path, token: str, front: str) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, lambda *_: os.write(2, f"token host {token}: {_NO_RELOAD}\n".encode()))
+    service_manager.notify("READY=1", f"STATUS=listening on {path}")
     try:
         _keep_worker(settings, listener, uid, lambda: stopped)
     finally:
+        service_manager.notify("STOPPING=1")
         listener.close()
         path.unlink(missing_ok=True)
     return 0
@@ -78,6 +90,11 @@ def _front_user(name: str) -> tuple[int, int | None]:
     """The user id that may connect, and the group that the socket is for (None: only our own user)."""
     if not name:
         return os.geteuid(), None
+    if name.isdecimal() and int(name) < _MAX_UID:  # containers know no names
+        try:
+            return int(name), pwd.getpwuid(int(name)).pw_gid
+        except KeyError:
+            return int(name), int(name)
     try:
         entry = pwd.getpwnam(name)
     except KeyError as error:
@@ -184,8 +201,10 @@ def _watch(
                 message = frames.decode_from_host(body)
                 if isinstance(message, Ready):
                     say(settings.name, "ready" + "".join(f"; {note}" for note in message.notes))
+                    service_manager.notify("STATUS=the token is ready")
                 elif isinstance(message, NotReady):
                     say(settings.name, message.detail)
+                    service_manager.notify(f"STATUS={message.detail[:500]}")
     except (OSError, FrameInvalid) as error:
         say(settings.name, f"its worker is given up: {error}")
     finally:

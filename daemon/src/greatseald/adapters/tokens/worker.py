@@ -173,6 +173,8 @@ class Worker:
             model=description.model,
             firmware=description.firmware,
             sequence=self._ledger.sequence,
+            sessions=sessions,
+            algorithms=[algorithm.value for algorithm in self._device.advertised()],
             notes=notes,
         )
 

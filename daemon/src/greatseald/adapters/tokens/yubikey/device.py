@@ -77,6 +77,7 @@ _KEEP_ALIVE_SECONDS: Final = 1.0
 _TOUCH_HINT_SECONDS: Final = 0.5
 """A key whose touch may be remembered, or whose policy is unknown, is taken to wait once it is silent for so long."""
 _USUAL_TRIES: Final = 3
+_ED25519_SINCE: Final = (5, 7, 0)
 _MAX_PIN_BYTES: Final = 8
 _MAX_MESSAGE_BYTES: Final = 3000
 """Of what fits one extended APDU of 3,062 bytes beside its framing."""
@@ -170,6 +171,11 @@ class YubiKey:
             if self._session.get_management_key_metadata().default_value:
                 found.append("its management key is the factory's: change it (ykman piv access change-management-key)")
         return found
+
+    def advertised(self) -> list[Algorithm]:
+        """What its firmware signs with."""
+        families = {"p256", "p384", "rsa"} | ({"ed25519"} if self._session.version >= _ED25519_SINCE else set())
+        return [each for each in Algorithm if each.family in families]
 
     # -- sessions and logins ----------------------------------------------------------------------
 
