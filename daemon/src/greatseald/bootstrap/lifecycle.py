@@ -25,7 +25,7 @@ from cryptography import x509
 from greatseald.adapters import logs
 from greatseald.adapters.metrics import CONTENT_TYPE, PrometheusMetrics
 from greatseald.adapters.status_http import StatusServer
-from greatseald.app.housekeeping import keep_house
+from greatseald.app.housekeeping import follow_others, keep_house
 from greatseald.app.recovery import LogRefused
 from greatseald.bootstrap import compose
 from greatseald.bootstrap.process import die, forbid_core_dumps
@@ -81,6 +81,7 @@ class _Daemon:
         self.stopping = asyncio.Event()
         self.stop_reason = ""
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.following: asyncio.Task[Any] | None = None
         self.why_not_serving = "starting"
 
     async def run(self) -> int:
@@ -157,6 +158,10 @@ class _Daemon:
             "recovered_intents": opened.recovered,
         }
         await opened.log.record_admin("start", **info)
+        if opened.shared:
+            # Only now: what a server showed when it was connected to is certain once a commit of our own is.
+            await opened.log.checkpoint()
+            self.following = self._spawn(follow_others(opened.log))
         for warning in self.settings.warnings:
             _log.warning("configuration", warning=warning)
         _log.info("starting", address=address, instance=opened.log.instance, pid=os.getpid(), **info)
@@ -213,11 +218,12 @@ class _Daemon:
         else:
             step.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something in the background whose failure ends the daemon: a silent gap is worse than a restart."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
@@ -298,6 +304,8 @@ class _Daemon:
             await opened.log.checkpoint()  # so that the anchor knows of the last entry: a log cut there is refused
         except GreatsealError as error:
             _log.error("stop_not_recorded", why=error.message)
+        if self.following is not None:
+            self.following.cancel()  # it reads the store, which is about to close
         await asyncio.to_thread(opened.log.stop)
         await watch.stop()
         core.verifiers.shutdown(wait=False, cancel_futures=True)

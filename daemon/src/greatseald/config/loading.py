@@ -175,6 +175,10 @@ class _Reader:
                 rows = []
             values[name] = [self.table(model, row, (name, number)) for number, row in enumerate(rows)]
         values["tokens"] = [token and self.with_state_dir(token) for token in values["tokens"]]
+        if ("store", "url") in self.sources and values.get("store") and values["store"].has_password:
+            self.problem(
+                ("store", "url"), "holds a password, and an environment is no place for one", "use password_file"
+            )
         found = checks.check(values, self.path, self.problem, self.check_uri)
         if self.problems:
             raise ConfigError(sorted(self.problems, key=lambda problem: (problem.line, problem.key)))

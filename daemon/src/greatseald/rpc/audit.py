@@ -66,18 +66,18 @@ class AuditService:
         """Return one entry."""
         await self._admit(call, "")
         index = conversion.parse_entry_name(request.name, self._log.name)
-        return self._entry(index, self._log.entry(index))
+        return self._entry(index, await self._log.entry(index))
 
     async def list_entries(self, call: Call, request: audit_pb2.ListEntriesRequest) -> audit_pb2.ListEntriesResponse:
         """Return a page of entries in either order."""
         await self._admit(call, request.parent)
         wanted = conversion.page_size(request.page_size, _PAGE, _MAX_PAGE)
-        size = self._log.size
         kind = "down" if request.descending else "up"
         start = request.start_index
         if request.page_token:
             start = _index(conversion.read_page_token(kind, request.page_token))
-        elif request.descending and not start:
+        size = await self._log.size_for(start + 1)
+        if not request.page_token and request.descending and not start:
             start = max(size - 1, 0)
         found = await (self._downwards if request.descending else self._upwards)(start, wanted, size)
         following = ""
