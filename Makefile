@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
-.PHONY: help setup demo test check format bench bench-quick proto lock clean
+.PHONY: help setup demo test check format bench bench-quick fronts proto lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ bench: setup ## measure against bare token, bare log and bare gRPC in one run; J
 
 bench-quick: setup ## the same in under a minute; reports, never judges
 	@$(PYTHON) -m tests.bench --quick
+
+fronts: setup ## three daemons on one PostgreSQL, killed and restarted at random for ten minutes
+	@GREATSEAL_FRONTS_SECONDS=$${GREATSEAL_FRONTS_SECONDS:-600} $(PYTHON) -m pytest -s tests/faults/test_fronts_killed.py $(PYTEST_ARGS)
 
 proto: setup ## generate clients/python/src/greatseal/v1 from protos/
 	@$(PYTHON) scripts/generate_stubs.py

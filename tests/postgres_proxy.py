@@ -15,6 +15,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote
 
 from postgres_server import PostgresServer
@@ -40,7 +41,7 @@ class CommitCutter:
         self._skip = skip
         self._cut = after
 
-    def __enter__(self) -> CommitCutter:
+    def __enter__(self) -> Self:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(Path(self._directory.name) / ".s.PGSQL.5432"))
         self._listener.listen()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -85,9 +84,11 @@ def test_the_fronts_role_does_all_of_a_daemons_work_and_cannot_touch_what_is_wri
     use_as_front(postgres, roles)
     assert "store_role_may_do_too_much" not in capfd.readouterr().out
     for statement in FORBIDDEN:
-        with psycopg.connect(postgres.url(roles, "greatseal_front")) as front:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                front.execute(statement.encode())
+        with (
+            psycopg.connect(postgres.url(roles, "greatseal_front")) as front,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            front.execute(statement.encode())
 
 
 def test_a_reader_reads_and_no_more(postgres: PostgresServer, roles: str) -> None:

@@ -152,11 +152,13 @@ def test_a_refused_append_that_is_not_tried_again_keeps_nobody_waiting(
 def test_a_server_that_makes_us_wait_too_long_for_the_head_ends_the_front(
     postgres: PostgresServer, postgres_url: str
 ) -> None:
-    with closing(PostgresStore(postgres_url, BOOT, StoreOptions(lock_timeout=0.2))) as store:
-        with psycopg.connect(postgres.url(database_of(postgres_url))) as stuck:
-            stuck.execute("SELECT * FROM greatseal.head FOR UPDATE")
-            with pytest.raises(StoreBroken, match="lock timeout"):
-                StoreWriter(store, BOOT).write([b"x"])
+    with (
+        closing(PostgresStore(postgres_url, BOOT, StoreOptions(lock_timeout=0.2))) as store,
+        psycopg.connect(postgres.url(database_of(postgres_url))) as stuck,
+    ):
+        stuck.execute("SELECT * FROM greatseal.head FOR UPDATE")
+        with pytest.raises(StoreBroken, match="lock timeout"):
+            StoreWriter(store, BOOT).write([b"x"])
 
 
 def test_a_reader_that_was_cut_while_idle_is_replaced(
@@ -328,8 +330,10 @@ def test_many_fronts_that_find_an_empty_database_make_one_schema(postgres_url: s
         "DROP TABLE greatseal.outcomes",
         "CREATE RULE quiet AS ON INSERT TO greatseal.open_intents DO INSTEAD NOTHING",
         "ALTER TABLE greatseal.commits ENABLE ROW LEVEL SECURITY",
-        "CREATE FUNCTION greatseal.late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
-        "CREATE TRIGGER late BEFORE INSERT ON greatseal.commits FOR EACH ROW EXECUTE FUNCTION greatseal.late()",
+        (
+            "CREATE FUNCTION greatseal.late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+            "CREATE TRIGGER late BEFORE INSERT ON greatseal.commits FOR EACH ROW EXECUTE FUNCTION greatseal.late()"
+        ),
     ],
 )
 def test_an_altered_schema_is_refused(

@@ -23,7 +23,7 @@ from greatseal.tlog import verify_consistency
 from postgres_server import PostgresServer
 from shared_site import close_all, make_fronts
 
-SECONDS = float(os.environ.get("GREATSEAL_FRONTS_SECONDS", "35"))
+SECONDS = float(os.environ.get("GREATSEAL_FRONTS_SECONDS", "30"))
 
 pytestmark = [
     pytest.mark.postgres,
@@ -128,7 +128,7 @@ def test_fronts_that_die_at_random_write_one_history(fronts: list[FaultSite], se
 
     storm = asyncio.run(scene())
     print(
-        f"{storm.did}, {storm.loads[0].acknowledged} acknowledged, refusals {[dict(l.refusals) for l in storm.loads]}"
+        f"{storm.did}, {storm.loads[0].acknowledged} acknowledged, refusals {[dict(load.refusals) for load in storm.loads]}"
     )
     for site in fronts:
         if site.deployment.process.poll() is not None:  # type: ignore[union-attr]

@@ -92,6 +92,9 @@ def restore_backup(config: Path, path: Path, *, replace: bool, as_json: bool) ->
 
 
 def _load(config: Path) -> Settings:
+    from greatseald.adapters import logs
+
+    logs.configure("warning")
     try:
         return load(config, os.environ)
     except ConfigError as error:

@@ -144,6 +144,9 @@ def _owner(settings: Settings, owner: str, password: Path | None) -> tuple[str, 
 
 
 def _load(config: Path) -> Settings:
+    from greatseald.adapters import logs
+
+    logs.configure("warning")
     try:
         return load(config, os.environ)
     except ConfigError as error:

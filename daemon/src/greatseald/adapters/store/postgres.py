@@ -189,36 +189,36 @@ class PostgresStore:
         with self._writer.pipeline():
             if intents:
                 fences = run(
-                    "DELETE FROM greatseal.open_intents WHERE idx = ANY(%s::bigint[]) RETURNING idx", (intents,)
+                    "DELETE FROM greatseal.open_intents WHERE idx = ANY(%s::bigint[]) RETURNING idx", (_numbers(intents),)
                 )
                 # Where a fence is lost, its outcome is there; the fences say so below.
                 outcomes = run(
                     "INSERT INTO greatseal.outcomes (intent, outcome) SELECT * FROM unnest(%s::bigint[], %s::bigint[]) "
                     "ON CONFLICT DO NOTHING",
-                    (intents, [closing.outcome for closing in batch.closed]),
+                    (_numbers(intents), _numbers([closing.outcome for closing in batch.closed])),
                 )
             if batch.requests:
                 requests = run(_INSERT_REQUESTS, _columns(batch))
             if batch.opened:
                 run(
-                    "INSERT INTO greatseal.open_intents (idx, boot) SELECT unnest(%s::bigint[]), %s",
-                    (batch.opened, batch.boot),
+                    "INSERT INTO greatseal.open_intents (idx, boot) SELECT unnest(%s::bigint[]), %b",
+                    (_numbers(batch.opened), batch.boot),
                 )
             if batch.tiles:
                 run(
                     "INSERT INTO greatseal.tiles (level, idx, data) SELECT * FROM unnest(%s::integer[], %s::bigint[], %s::bytea[])",
                     (
-                        [tile.level for tile in batch.tiles],
-                        [tile.number for tile in batch.tiles],
-                        [tile.data for tile in batch.tiles],
+                        _numbers([tile.level for tile in batch.tiles]),
+                        _numbers([tile.number for tile in batch.tiles]),
+                        _blobs([tile.data for tile in batch.tiles]),
                     ),
                 )
             run(
-                "INSERT INTO greatseal.commits (size, time_ms, boot, root, frontier, mac, entries) VALUES (%s, %s, %s, %s, %s, %s, %b)",
+                "INSERT INTO greatseal.commits (size, time_ms, boot, root, frontier, mac, entries) VALUES (%s, %s, %b, %b, %b, %b, %b)",
                 (size, batch.time_ms, batch.boot, head.root, head.frontier, head.mac, packed.pack(batch.entries)),
             )
             moved = run(
-                "UPDATE greatseal.head SET size = %s, root = %s, frontier = %s, mac = %s WHERE size = %s",
+                "UPDATE greatseal.head SET size = %s, root = %b, frontier = %b, mac = %b WHERE size = %s",
                 (size, head.root, head.frontier, head.mac, batch.expected_size),
             )
         if fences is not None:
@@ -375,15 +375,24 @@ class PostgresStore:
         return self._readers.rows(query, values)
 
 
-def _columns(batch: Append) -> tuple[list[Any], ...]:
+def _columns(batch: Append) -> tuple[str, ...]:
     requests = batch.requests
     return (
-        [request.key.request_id for request in requests],
-        [request.key.caller for request in requests],
-        [request.key.attempt for request in requests],
-        [request.request_hash for request in requests],
-        [request.intent for request in requests],
+        _blobs([request.key.request_id for request in requests]),
+        _blobs([request.key.caller for request in requests]),
+        _numbers([request.key.attempt for request in requests]),
+        _blobs([request.request_hash for request in requests]),
+        _numbers([request.intent for request in requests]),
     )
+
+
+def _numbers(values: Sequence[int]) -> str:
+    """An array in PostgreSQL's text form. psycopg's own, item by item, took a third of a commit's CPU."""
+    return "{" + ",".join(map(str, values)) + "}"
+
+
+def _blobs(values: Sequence[bytes]) -> str:
+    return "{" + ",".join(['"\\\\x' + value.hex() + '"' for value in values]) + "}"
 
 
 def _require_fences(intents: Sequence[int], open_before: set[int]) -> None:
