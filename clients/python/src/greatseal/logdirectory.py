@@ -132,7 +132,7 @@ class LogDirectory:
         found: Problem | None = None
         roots = {kept.size: tree.root() for _, kept in checkpoints}
         leaves = {index: b"" for _, index, _ in entries}
-        for index, data in self._entries(checkpoint.size):
+        for index, data in self.entries(checkpoint.size):
             leaf = tlog.leaf_hash(data)
             check.read(index, leaf, data)
             for tile in tree.append(leaf):
@@ -152,7 +152,7 @@ class LogDirectory:
             )
             raise VerificationFailed(message)
         marks = check.repeated_nonces()
-        repeated = find_repeated_nonce(marks, self._entries(checkpoint.size)) if marks and not check.problem else None
+        repeated = find_repeated_nonce(marks, self.entries(checkpoint.size)) if marks and not check.problem else None
         found = min(filter(None, (found, check.problem, repeated)), key=lambda problem: problem.index, default=None)
         if found is not None:
             message = f"the log is bad from entry {found.index} on: entry {found.index} {found.message}"
@@ -170,7 +170,12 @@ class LogDirectory:
                 raise VerificationFailed(message)
         return checkpoint, check
 
-    def _entries(self, size: int) -> Iterator[tuple[int, bytes]]:
+    def entries(self, size: int) -> Iterator[tuple[int, bytes]]:
+        """Iterate over the indexes and bytes of the first `size` entries; `verify` says whether they are the log's.
+
+        Raises:
+            VerificationFailed: a bundle is missing or malformed.
+        """
         for first in range(0, size, WIDTH):
             width = min(WIDTH, size - first)
             path = tile_path("entries", first // WIDTH, width)

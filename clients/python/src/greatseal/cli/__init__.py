@@ -16,7 +16,18 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from greatseal.cli import audit, auditexport, auditlist, auditprove, auditverify, keys, receipts, sign, tokens
+from greatseal.cli import (
+    audit,
+    auditexport,
+    auditlist,
+    auditprove,
+    auditreconcile,
+    auditverify,
+    keys,
+    receipts,
+    sign,
+    tokens,
+)
 from greatseal.cli.doctor import doctor
 from greatseal.cli.failures import report
 from greatseal.cli.many import sign_models_command
@@ -108,6 +119,7 @@ _GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ..
             ("prove", auditprove.prove),
             ("verify", auditverify.verify),
             ("export", auditexport.export),
+            ("reconcile", auditreconcile.reconcile),
         ),
     ),
     ("receipt", _receipt, (("verify", receipts.verify),)),
