@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any
 
 import pkcs11_shim
 import pytest
@@ -16,50 +15,9 @@ import pytest
 from fault_history import Auditor, Load
 from fault_processes import alive, token_hosts
 from fault_site import FaultSite, RefusedError
+from fault_steady import Steady, judge
 
 pytestmark = [pytest.mark.shim, pytest.mark.softhsm]
-
-
-class Steady:
-    """Signs with the key of the other token all the while and remembers every refusal."""
-
-    def __init__(self, site: FaultSite) -> None:
-        self._site, self._stop = site, threading.Event()
-        self.signed, self.refused = 0, []  # type: int, list[RefusedError]
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        with self._site.wire() as wire:
-            while not self._stop.is_set():
-                try:
-                    wire.sign("steady", timeout=10)
-                    self.signed += 1
-                except RefusedError as refused:
-                    self.refused.append(refused)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def progress(self) -> None:
-        """Wait until some more signatures were made from here on."""
-        aim, deadline = self.signed + 3, time.monotonic() + 20
-        while self.signed < aim and not self.refused:
-            assert time.monotonic() < deadline, "the other token stopped signing"
-            time.sleep(0.01)
-
-
-def judge(site: FaultSite) -> Auditor:
-    auditor = Auditor(site)
-    with site.wire() as wire:
-        auditor.read(wire)
-    auditor.check_all_closed()
-    auditor.compare(Load(site, random.Random(0)), site.soft, site.other, tokens=("soft", "other"))
-    return auditor
 
 
 @pytest.mark.parametrize("action", ["segv", "abort", "exit", "hang"])
