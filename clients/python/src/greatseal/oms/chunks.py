@@ -33,7 +33,7 @@ _Way = Callable[[int, int, int, bytearray], Chunks]
 
 
 def chunks(descriptor: int, size: int, buffer: bytearray) -> Chunks:
-    """Yield a file's bytes from its beginning, `size` of them or until it ends; more where it has grown.
+    """Give a file's bytes from its beginning, `size` of them or until it ends; more where it has grown.
 
     Args:
         descriptor: an open file; it has to stay open until the generator is closed.
@@ -43,6 +43,12 @@ def chunks(descriptor: int, size: int, buffer: bytearray) -> Chunks:
     Raises:
         OSError: the file cannot be read.
     """
+    if size <= _TRIAL_BYTES:
+        return _inline(descriptor, 0, size, buffer)
+    return _large(descriptor, size, buffer)
+
+
+def _large(descriptor: int, size: int, buffer: bytearray) -> Chunks:
     position = 0
     way: _Way = _inline
     other: _Way = _ahead
