@@ -161,7 +161,7 @@ def test_results_go_to_stdout_and_progress_to_the_terminal(site: Deployment, tmp
         os.close(ours)
         os.close(theirs)
     assert [json.loads(line)["path"] for line in ran.stdout.splitlines()] == list(map(str, models))
-    assert "3/3" in shown
+    assert "3 of 3 models done" in shown
     assert "model-0002" in shown
     assert "{" not in shown
     piped = subprocess.run(command, capture_output=True, env=clean_environment(), text=True, check=True)

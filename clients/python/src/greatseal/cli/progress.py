@@ -80,12 +80,11 @@ def models_progress(session: Session, count: int, wanted: bool | None) -> Iterat
     elif not _terminal():
         yield _ModelsLines(count)
     else:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("models,"),
+            TextColumn("{task.fields[results]} of {task.total:,} models done,"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             TextColumn("{task.description}", markup=False),
@@ -136,19 +135,21 @@ class _Lines:
     def show(self, done: int, total: int) -> None:
         """Tell it if it is time to."""
         now = time.monotonic()
-        if done == self._shown or (now < self._next and done < total):
+        if not total or done == self._shown or (now < self._next and done < total):
             return
         self._next, self._shown = now + _LINE_SECONDS, done
-        percent = 100 * done // total if total else 100
-        say(f"{self._verb}: {percent} %, {self._meter.amount(done, total)}")
+        say(f"{self._verb}: {100 * done // total} %, {self._meter.amount(done, total)}")
 
 
 class _Watched(ModelsProgress):
-    """Keeps what all models together have had read."""
+    """Keeps what all models together have had read, and how many have a result."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._results = 0
         self._meter = _Meter()
         self._model: Path | None = None
+        self._begun = 0
         self._before = 0
         self._size = 0
         self.hashing = self._hashing
@@ -156,42 +157,54 @@ class _Watched(ModelsProgress):
     def _hashing(self, model: Path, done: int, total: int) -> None:
         if model != self._model:
             self._model, self._before = model, self._before + self._size
+            self._begun += 1
         self._size = total
         rate = show_bytes(self._meter.rate(self._before + done))
-        self._tell(f"{one_line(model.name)}: {show_bytes(done)} of {show_bytes(total)}, {rate}/s")
+        part = done / total if total else 1.0
+        self._hashed(
+            self._begun - 1 + part, f"{one_line(model.name)}: {show_bytes(done)} of {show_bytes(total)}, {rate}/s"
+        )
 
-    def _tell(self, text: str) -> None:
+    def _hashed(self, models: float, text: str) -> None:
+        """So many models have been read, in parts of one, and the last as the text says."""
         raise NotImplementedError
 
 
 class _ModelsBar(_Watched):
+    """The bar goes with the reading, which takes the time; results come in batches."""
+
     def __init__(self, bar: Progress, count: int) -> None:
-        super().__init__()
+        super().__init__(count)
         self._bar = bar
-        self._task = bar.add_task("", total=count)
+        self._task = bar.add_task("", total=count, results=0)
 
     def finished(self) -> None:
-        self._bar.advance(self._task)
+        self._results += 1
+        # Of what cannot be read there is a result and no reading.
+        completed = max(self._bar.tasks[0].completed, self._results)
+        self._bar.update(self._task, completed=completed, results=f"{self._results:,}")
 
-    def _tell(self, text: str) -> None:
-        self._bar.update(self._task, description=text)
+    def _hashed(self, models: float, text: str) -> None:
+        self._bar.update(self._task, completed=max(models, self._results), description=text)
 
 
 class _ModelsLines(_Watched):
     def __init__(self, count: int) -> None:
-        super().__init__()
-        self._count = count
-        self._done = 0
+        super().__init__(count)
         self._next = time.monotonic() + _LINE_SECONDS
 
     def finished(self) -> None:
-        self._done += 1
-        self._tell("", last=self._done == self._count)
+        self._results += 1
+        self._tell("", last=self._results == self._count)
+
+    def _hashed(self, models: float, text: str) -> None:
+        del models
+        self._tell(f"; {text}")
 
     def _tell(self, text: str, *, last: bool = False) -> None:
         if last or time.monotonic() >= self._next:
             self._next = time.monotonic() + _LINE_SECONDS
-            say(f"{self._done:,} of {self._count:,} models done" + (f"; {text}" if text else ""))
+            say(f"{self._results:,} of {self._count:,} models done{text}")
 
 
 def _wanted(session: Session, wanted: bool | None) -> bool:
