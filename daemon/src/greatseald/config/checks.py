@@ -166,6 +166,35 @@ def read_header(path: Path) -> tuple[str, str]:
     return name, value.strip()
 
 
+def read_store_password(store: Any) -> str:
+    """Read the store's password from its file or the service manager's credential; "" where neither is named.
+
+    Raises:
+        FileProblem: it cannot be read, others can read it, or it is no single line of up to 1,024 characters.
+    """
+    if store.password_file is not None:
+        path = store.password_file
+    elif store.password_credential:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        if not directory:
+            raise FileProblem(
+                f"names the credential {store.password_credential}, and there are none (CREDENTIALS_DIRECTORY is not set)",
+                "start the daemon from a unit with LoadCredential= or LoadCredentialEncrypted=",
+            )
+        path = Path(directory) / store.password_credential
+    else:
+        return ""
+    # A credential's directory is private to the unit; its files are of mode 0440 there.
+    data = read_file(path, secret=store.password_file is not None)
+    try:
+        password = data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise FileProblem(f"names {path}, which is not UTF-8") from error
+    if not 0 < len(password) <= 1024 or not password.isprintable():
+        raise FileProblem(f"names {path}, which does not hold one line of 1 to 1,024 characters")
+    return password
+
+
 def read_tls(cert: Path, key: Path, client_ca: Path) -> tuple[bytes, bytes, bytes]:
     """Read and match the server's chain, its private key and the clients' CAs, as PEM.
 
@@ -218,17 +247,15 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
     if values.get("log"):
         _attempt(report, ("log", "key_file"), lambda: read_log_key(values["log"].key_file))
         _attempt(report, ("log", "head_mac_key_file"), lambda: read_head_mac_key(values["log"].head_mac_key_file))
-    if values.get("store") and values["store"].has_password:
-        try:
-            check_secret_mode(file)
-        except FileProblem as problem:
-            report(("store", "url"), "holds a password, and others can read this file", problem.hint)
+    if values.get("store"):
+        _check_store(values["store"], file, report)
     _check_own_mode(file, report)
     for table in ("tokens", "keys"):
         for number, row in enumerate(values[table]):
             if row is not None and check_uri is not None:
                 try:
-                    check_uri(row.uri, table == "keys")
+                    if table == "keys" or row.type == "pkcs11":
+                        check_uri(row.uri, table == "keys")
                 except ValueError as error:
                     report((table, number, "uri"), str(error))
     _check_names("tokens", values["tokens"], report)
@@ -239,6 +266,16 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
     _check_names("outbox", values["outbox"], report)
     _check_outboxes(values["outbox"], report, found)
     return found
+
+
+def _check_store(store: Any, file: Path, report: Report) -> None:
+    if store.has_password:
+        try:
+            check_secret_mode(file)
+        except FileProblem as problem:
+            report(("store", "url"), "holds a password, and others can read this file", problem.hint)
+    if store.password_file is not None:
+        _attempt(report, ("store", "password_file"), lambda: read_store_password(store))
 
 
 def _check_own_mode(file: Path, report: Report) -> None:
@@ -307,8 +344,28 @@ def _check_tokens(tokens: Sequence[Any], report: Report) -> None:
         if token.pin_file is not None:
             pin_file = token.pin_file
             _attempt(report, ("tokens", number, "pin_file"), lambda path=pin_file: check_secret_mode(path))  # type: ignore[misc]
+        if token.type != "pkcs11":
+            if token.management_key_file is not None:
+                secret = token.management_key_file
+                _attempt(report, ("tokens", number, "management_key_file"), lambda path=secret: check_secret_mode(path))  # type: ignore[misc]
+            for place, path in enumerate(token.attestation_roots):
+                where = ("tokens", number, "attestation_roots", place)
+                _attempt(report, where, lambda path=path: read_certificates(path))  # type: ignore[misc]
+            continue
         if not token.module.is_file():
             report(("tokens", number, "module"), f"names {token.module}, which is not a file")
+
+
+def _check_reference(number: int, key: Any, tokens: Sequence[Any], report: Report) -> None:
+    """A key is named as its token's kind names keys."""
+    kinds = {token.name: token.type for token in tokens if token is not None}
+    is_slot = key.uri.lower().startswith("piv:")
+    if kinds.get(key.token) == "yubikey-piv" and not is_slot:
+        message = f"names no slot, and token {key.token!r} is a YubiKey"
+        report(("keys", number, "uri"), message, 'write uri = "piv:slot=9c" (9a, 9c, 9d, 9e, or 82 to 95)')
+    elif kinds.get(key.token) == "pkcs11" and is_slot:
+        message = f"names a YubiKey's slot, and token {key.token!r} is reached through PKCS#11"
+        report(("keys", number, "uri"), message, "write a PKCS#11 URI such as pkcs11:object=release")
 
 
 def _check_keys(keys: Sequence[Any], tokens: Sequence[Any], report: Report, found: Found, now: datetime) -> None:
@@ -322,6 +379,7 @@ def _check_keys(keys: Sequence[Any], tokens: Sequence[Any], report: Report, foun
                 f"names the token {key.token!r}, which is not there",
                 did_you_mean(key.token, known),
             )
+        _check_reference(number, key, tokens, report)
         if len(set(key.algorithms)) != len(key.algorithms):
             report(("keys", number, "algorithms"), "names an algorithm twice")
         if len({algorithm.family for algorithm in key.algorithms}) > 1:

@@ -85,6 +85,12 @@ def _store_url(text: str) -> str:
     return text
 
 
+def _credential(text: str) -> str:
+    if text and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}", text) is None:
+        raise ValueError("must be the plain name of a credential, not a path")
+    return text
+
+
 def _key_uri(text: str) -> str:
     lowered = text.lower()
     if "pin-value" in lowered or "pin-source" in lowered:
@@ -94,6 +100,25 @@ def _key_uri(text: str) -> str:
     if not lowered.startswith("pkcs11:") or len(text) > 1024:
         raise ValueError(
             "must be an RFC 7512 URI of at most 1,024 characters, such as pkcs11:token=greatseal or pkcs11:object=release"
+        )
+    return text
+
+
+def _object_uri(text: str) -> str:
+    """A key's reference: an RFC 7512 URI, or the slot of a YubiKey, which its token's adapter parses."""
+    return text if text.lower().startswith("piv:") else _key_uri(text)
+
+
+def _token_type(text: str) -> str:
+    if text != "pkcs11":
+        raise ValueError(f"is {text[:60]!r}, and must be 'pkcs11' or 'yubikey-piv'")
+    return text
+
+
+def _yubikey_serial(text: str) -> str:
+    if re.fullmatch(r"[1-9][0-9]{0,9}", text) is None:
+        raise ValueError(
+            "must be the number printed on the YubiKey, without leading zeroes, as a string: `greatseald yubikey list` shows it"
         )
     return text
 
@@ -171,17 +196,38 @@ class StoreSettings(Table):
     """`[store]`: where the log is kept."""
 
     url: Annotated[str, AfterValidator(_store_url)]
+    password_file: FilePath | None = None
+    password_credential: Annotated[str, AfterValidator(_credential)] = ""
+    connect_timeout: Seconds = 10.0
+    statement_timeout: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    lock_timeout: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    idle_timeout: Seconds = 10.0
+    readers: Annotated[int, Field(ge=1, le=64)] = 4
+    wait_for_server: Annotated[float, Field(ge=0, le=3600)] = 30.0
 
     @property
     def has_password(self) -> bool:
         """Whether the URL holds a password, which makes the file a secret."""
-        return urlsplit(self.url).password is not None or "password=" in urlsplit(self.url).query
+        parts = urlsplit(self.url)
+        return ":" in parts.netloc.rpartition("@")[0] or re.search(r"(?:^|&)(?:ssl)?password=", parts.query) is not None
 
     @property
     def safe_url(self) -> str:
         """The URL without user, password and parameters, for people and for the hash."""
         parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        # By hand: PostgreSQL takes several hosts, which are no port to urlsplit.
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @model_validator(mode="after")
+    def _fits_its_scheme(self) -> Self:
+        further = self.model_fields_set - {"url"}
+        if urlsplit(self.url).scheme == "sqlite" and further:
+            raise ValueError(
+                f"has {', '.join(sorted(further))}, which are for PostgreSQL, and a url that begins with sqlite"
+            )
+        if sum((self.password_file is not None, bool(self.password_credential), self.has_password)) > 1:
+            raise ValueError("names more than one password: use one of password_file, password_credential and the url")
+        return self
 
 
 class LogSettings(Table):
@@ -200,33 +246,51 @@ class LogSettings(Table):
         return self.anchor.with_name(self.anchor.name + ".halted")
 
 
-class TokenTable(Table):
-    """One `[[tokens]]`: a token, the module that reaches it, and its host."""
+class HostedTable(Table):
+    """What every `[[tokens]]` has, whatever kind of token it is: its name, PIN and host."""
 
     name: Name
-    type: Literal["pkcs11"]
-    uri: Annotated[str, AfterValidator(_key_uri)]
-    module: FilePath
-    init_args: str = ""
     environment: dict[str, str] = Field(default_factory=dict)
     pin_file: FilePath | None = None
     pin_credential: str = ""
-    sessions: Annotated[int, Field(ge=1, le=256)] = 4
     operation_timeout: Annotated[float, Field(gt=0, le=600)] = 30.0
-    lockout: Literal["", "none"] = ""
     host_socket: FilePath | None = None
     state_dir: FilePath | None = None
 
-    def settings(self) -> TokenSettings:
-        """The table as hosts and supervisors know it, once its paths were resolved."""
+    @property
+    def resolved_state_dir(self) -> Path:
+        """The state directory, once the paths were resolved."""
         if self.state_dir is None:
             message = f"the state directory of token {self.name} was not resolved"
             raise ValueError(message)
+        return self.state_dir
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_absent(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            optional = ("host_socket", "management_key_file", "pin_file", "state_dir")
+            return {key: value for key, value in values.items() if key not in optional or value != ""}
+        return values
+
+
+class TokenTable(HostedTable):
+    """One `[[tokens]]` of type pkcs11: a token, the module that reaches it, and its host."""
+
+    type: Annotated[str, AfterValidator(_token_type)]
+    uri: Annotated[str, AfterValidator(_key_uri)]
+    module: FilePath
+    init_args: str = ""
+    sessions: Annotated[int, Field(ge=1, le=256)] = 4
+    lockout: Literal["", "none"] = ""
+
+    def settings(self) -> TokenSettings:
+        """The table as hosts and supervisors know it, once its paths were resolved."""
         return TokenSettings(
             name=self.name,
             uri=self.uri,
             module=self.module,
-            state_dir=self.state_dir,
+            state_dir=self.resolved_state_dir,
             init_args=self.init_args,
             environment=dict(self.environment),
             pin_file=self.pin_file,
@@ -237,13 +301,34 @@ class TokenTable(Table):
             host_socket=self.host_socket,
         )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_absent(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            optional = ("host_socket", "pin_file", "state_dir")
-            return {key: value for key, value in values.items() if key not in optional or value != ""}
-        return values
+
+class YubiKeyTable(HostedTable):
+    """One `[[tokens]]` of type yubikey-piv: the PIV applet of the YubiKey with this serial number."""
+
+    type: Literal["yubikey-piv"]
+    serial: Annotated[str, AfterValidator(_yubikey_serial)]
+    touch_timeout: Annotated[float, Field(ge=1, le=300)] = 15.0
+    attestation_roots: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
+    management_key_file: FilePath | None = None
+
+    def settings(self) -> TokenSettings:
+        """The table as hosts and supervisors know it, once its paths were resolved."""
+        return TokenSettings(
+            name=self.name,
+            uri="",
+            module=Path(),
+            state_dir=self.resolved_state_dir,
+            environment=dict(self.environment),
+            pin_file=self.pin_file,
+            pin_credential=self.pin_credential,
+            sessions=1,
+            operation_timeout=self.operation_timeout,
+            host_socket=self.host_socket,
+            kind=self.type,
+            serial=self.serial,
+            touch_timeout=self.touch_timeout,
+            attestation_roots=self.attestation_roots,
+        )
 
 
 class KeyTable(Table):
@@ -251,7 +336,7 @@ class KeyTable(Table):
 
     name: Name
     token: Name
-    uri: Annotated[str, AfterValidator(_key_uri)]
+    uri: Annotated[str, AfterValidator(_object_uri)]
     algorithms: Annotated[
         tuple[Annotated[Algorithm, Field(strict=False)], ...], Field(strict=False, min_length=1, max_length=16)
     ]
@@ -330,7 +415,7 @@ class Settings(Table):
     server: ServerSettings
     store: StoreSettings
     log: LogSettings
-    tokens: tuple[TokenTable, ...] = ()
+    tokens: tuple[TokenTable | YubiKeyTable, ...] = ()
     keys: tuple[KeyTable, ...] = ()
     allow: tuple[AllowTable, ...] = ()
     deny: tuple[DenyTable, ...] = ()
@@ -370,7 +455,7 @@ class Settings(Table):
         for token in plain["tokens"]:
             # Vendors' modules take passwords in both; a hash of a guessable value would give it away.
             token["environment"] = sorted(token["environment"])
-            token["init_args"] = bool(token["init_args"])
+            token["init_args"] = bool(token.get("init_args"))
         for outbox in plain["outbox"]:
             # What stands behind the question mark may be a credential.
             outbox["target"] = outbox["target"].partition("?")[0]
