@@ -12,6 +12,7 @@ hashing is the client's hashing of several large files, against the number of co
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -83,11 +84,13 @@ def _against_upstream(
     for command in (our_command, their_command):  # bytecode and files into the caches
         _run(command)
     for _ in range(rounds):
-        our_seconds, _ = _timed(lambda: _run(our_command))
-        their_seconds, _ = _timed(lambda: _run(their_command))
-        result.note(amount / our_seconds, amount / their_seconds)
-        result.parts.setdefault("ours", []).append(1e3 * our_seconds)
-        result.parts.setdefault("upstream", []).append(1e3 * their_seconds)
+        seconds = {}
+        for name, command in (("client", our_command), ("upstream", their_command)):
+            before = _children_cpu()
+            seconds[name], _ = _timed(lambda command=command: _run(command))
+            result.cpu_us.setdefault(name, []).append(1e6 * (_children_cpu() - before))
+            result.parts.setdefault(name, []).append(1e3 * seconds[name])
+        result.note(amount / seconds["client"], amount / seconds["upstream"])
         signed = [
             verify_bundle(read_bundle(bundle), Trust.in_key(pem)).manifest.resources
             for bundle, pem in ((ours, public.read_bytes()), (theirs, theirs_pem))
@@ -117,6 +120,12 @@ def _timed(act: Callable[[], _Done]) -> tuple[float, _Done]:
     began = time.perf_counter()
     done = act()
     return time.perf_counter() - began, done
+
+
+def _children_cpu() -> float:
+    """CPU seconds of the processes that were waited for: the daemon's are not among them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _run(command: Sequence[str]) -> str:
