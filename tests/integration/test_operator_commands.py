@@ -88,7 +88,7 @@ def test_reflection_needs_its_action_and_is_recorded_when_it_is_refused(daemon):
         with pytest.raises(grpc.RpcError) as caught:
             reflect(channel, list_services="")
         assert reason_of(caught.value)[1] == "ACCESS_DENIED"
-        daemon.edit(r'"readAudit"\]', '"readAudit", "reflect"]')
+        daemon.edit(r'"readTokens"\]', '"readTokens", "reflect"]')
         daemon.reload()
         names = [each.name for each in reflect(channel, list_services="").list_services_response.service]
         assert names == [f"greatseal.v1.{name}Service" for name in ("Audit", "Identity", "Key", "Signing")]
