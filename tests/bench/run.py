@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import model_speed
 from bench_site import BenchKey, Site
 from report import Machine, page
 from result import Result, aim_text, is_met
@@ -158,6 +159,19 @@ class Bench:
             worker.close()
         return result
 
+    def model_1gib(self) -> Result:
+        return model_speed.model_1gib(
+            self._rounds, self._site.deployment.profile, self._site.directory / "keys" / "release.pem"
+        )
+
+    def model_10k(self) -> Result:
+        return model_speed.model_10k(
+            self._rounds, self._site.deployment.profile, self._site.directory / "keys" / "release.pem"
+        )
+
+    def hashing(self) -> Result:
+        return model_speed.hashing(self._rounds)
+
 
 class _Echo:
     """The echo server, fed with an answer that the daemon really gave."""
@@ -188,6 +202,9 @@ def measures(bench: Bench, site: Site) -> dict[str, Callable[[], Result]]:
         "unary-idle": bench.unary_idle,
         "slow-neighbour": bench.slow_neighbour,
         "audit-append": bench.audit_append,
+        "model-1gib": bench.model_1gib,
+        "model-10k": bench.model_10k,
+        "hashing": bench.hashing,
     }
 
 
@@ -200,6 +217,7 @@ NAMES = (
     "unary-idle",
     "slow-neighbour",
     "audit-append",
+    *model_speed.NAMES,
 )
 
 
@@ -236,6 +254,8 @@ def main() -> int:
     seconds = arguments.seconds or (0.7 if arguments.quick else 2.5)
     if arguments.report and (arguments.only or arguments.quick):
         parser.error("--report is for a whole run: leave --only and --quick out")
+    # Their sizes are their names, so a quick run leaves them out unless they are asked for.
+    left_out = model_speed.NAMES if arguments.quick and arguments.only is None else ()
     machine = Machine.now()
     begun, lines = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="greatseal-bench-") as directory:
@@ -243,7 +263,7 @@ def main() -> int:
         try:
             bench = Bench(site, rounds, seconds)
             for name, measure in measures(bench, site).items():
-                if arguments.only is None or name in arguments.only:
+                if name in (arguments.only or NAMES) and name not in left_out:
                     lines.append(measure().line())
                     print(json.dumps(lines[-1], ensure_ascii=False), flush=True)
         except BaseException:
@@ -256,6 +276,8 @@ def main() -> int:
     for line in lines:
         if line["parts_ms"]:
             console.print(f"{line['measure']} parts: " + ", ".join(f"{k} {v} ms" for k, v in line["parts_ms"].items()))
+    if left_out:
+        console.print(f"not in a quick run: {', '.join(left_out)}; `make bench`, or name them with --only")
     if arguments.report:
         arguments.report.write_text(page(lines, machine))
         console.print(f"wrote {arguments.report}")

@@ -87,7 +87,7 @@ def refused(model: Path, client: LocalClient, why: str, error: type[Exception] =
 
 
 class TestSigned:
-    @pytest.mark.parametrize("curve", ["P-256", "P-384"])
+    @pytest.mark.parametrize("curve", ["P-256", "P-384", "P-521"])
     def test_a_model_verifies_by_the_key_that_signed_it(self, model: Path, curve: str):
         key = site.new_key(curve)
         signed = sign_model(LocalClient(key), model)
