@@ -189,7 +189,8 @@ class PostgresStore:
         with self._writer.pipeline():
             if intents:
                 fences = run(
-                    "DELETE FROM greatseal.open_intents WHERE idx = ANY(%s::bigint[]) RETURNING idx", (_numbers(intents),)
+                    "DELETE FROM greatseal.open_intents WHERE idx = ANY(%s::bigint[]) RETURNING idx",
+                    (_numbers(intents),),
                 )
                 # Where a fence is lost, its outcome is there; the fences say so below.
                 outcomes = run(
