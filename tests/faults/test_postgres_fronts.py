@@ -299,7 +299,11 @@ def test_a_planted_fence_gives_no_intent_a_second_outcome(pair: list[FaultSite],
         made = wire.sign()
     assert second.deployment.stop() == 0
     intent = made.receipt.intent_index
-    sql(server, f"INSERT INTO greatseal.open_intents VALUES ({intent}, decode(repeat('dd', 16), 'hex'))")
+    sql(
+        server,
+        f"DELETE FROM greatseal.outcomes WHERE intent = {intent}; "
+        f"INSERT INTO greatseal.open_intents VALUES ({intent}, decode(repeat('dd', 16), 'hex'))",
+    )
     ended(first, f"the fences name intent {intent} as open, and entry {made.receipt.outcome_index} is its outcome")
     refused_start(second, f"the fences name intent {intent} as open", 6)
     sql(server, "UPDATE greatseal.open_intents SET idx = 0")
