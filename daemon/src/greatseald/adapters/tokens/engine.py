@@ -39,6 +39,9 @@ _GATHER_SECONDS: Final = 0.01
 _HERE_SECONDS: Final = 0.001
 """A token that signs within so long is not worth a hand-over for a single operation."""
 _SMOOTHING: Final = 0.2
+_MECHANISM_REFUSED: Final = frozenset({
+    ("C_SignInit", int(CKR.MECHANISM_INVALID)), ("C_SignInit", int(CKR.MECHANISM_PARAM_INVALID)),
+})  # fmt: skip
 LEAF_HASH_BYTES: Final = 32
 _LAST_ANSWERS_SECONDS: Final = 2.0
 
@@ -398,10 +401,7 @@ class Engine:
                 if key is None:
                     key = self._keys[work.uri] = self._module.describe_key(session, work.uri)
                 if work.algorithm not in key.algorithms:
-                    offered = ", ".join(algorithm.value for algorithm in key.algorithms)
-                    return _refusal(
-                        0, f"token {name} does not sign {work.algorithm.value} with {work.uri}; it can: {offered}"
-                    )
+                    return _refusal(0, self._not_offered(work, key))
                 self._module.begin(session, work.uri, work.algorithm)
                 if key.always_authenticate:
                     self._authenticate(session)
@@ -416,6 +416,8 @@ class Engine:
             except LatchUnusable as error:
                 return _refusal(0, str(error), retry=True)
             except CryptokiError as error:
+                if (why := self._learn_refused(work, error)) is not None:
+                    return _refusal(0, why)
                 self._discard(number)
                 row = verdict(error.value, error.function)
                 if attempt == 1 and (row.again or self._learn_always_authenticate(work.uri, error)):
@@ -425,6 +427,18 @@ class Engine:
                     row = row._replace(fresh_host=True)
                 return self._failure(error, row)
         raise AssertionError  # the second attempt returns
+
+    def _not_offered(self, work: _Work, key: KeyDescription) -> str:
+        offered = ", ".join(algorithm.value for algorithm in key.algorithms) or "nothing that is supported"
+        return f"token {self._settings.name} does not sign {work.algorithm.value} with {work.uri}; it can: {offered}"
+
+    def _learn_refused(self, work: _Work, error: CryptokiError) -> str | None:
+        """Why not, where C_SignInit refuses an algorithm that could not be probed; the session began nothing and stays."""
+        key = self._keys.get(work.uri)
+        if key is None or (error.function, error.value) not in _MECHANISM_REFUSED:
+            return None
+        key.algorithms = tuple(algorithm for algorithm in key.algorithms if algorithm is not work.algorithm)
+        return f"{self._not_offered(work, key)} ({error})"
 
     def _learn_always_authenticate(self, uri: str, error: CryptokiError) -> bool:
         """Whether the key turned out to want a login for each signature, which some modules do not tell beforehand."""
