@@ -5,7 +5,7 @@
     .venv/bin/python scripts/lock.py --check        # offline: do the files fit the pyproject.toml files?
 
 The files name no registry and no path: `--no-emit-index-url`, no annotations, no header of uv's.
-client.txt and daemon.txt are what runs in production; build.txt makes the two wheels from a checkout; dev.txt
+client.txt and daemon.txt are what runs in production, yubikey.txt what a host with YubiKeys needs beside them; build.txt makes the two wheels from a checkout; dev.txt
 is all of them plus the tools. They agree, since dev.txt constrains the others. The first line of each holds a hash over the requirements
 that it was resolved from: that is how the check sees, without a registry, that one has changed.
 """
@@ -29,7 +29,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 FILES: Final = ROOT / "requirements"
 OWN: Final = frozenset({"greatseal", "greatseald"})
 EXTRAS: Final = ("pkcs11", "postgres")
-NAMES: Final = ("dev", "client", "daemon", "build")  # dev first: it constrains the others
+NAMES: Final = ("dev", "client", "daemon", "yubikey", "build")  # dev first: it constrains the others
 _PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
 _HOST: Final = re.compile(r"://|(?:^|\s)(?:-e|--(?:extra-)?index-url|--find-links|file:)|(?:^|\s)/", re.MULTILINE)
 
@@ -40,12 +40,17 @@ def inputs(name: str) -> list[str]:
         return sorted(_table("daemon/pyproject.toml")["build-system"]["requires"])
     client = _project("clients/python")["dependencies"]
     daemon = _project("daemon")
+    # Apart from the daemon's: pyscard is compiled wherever it is installed.
+    yubikey = daemon["optional-dependencies"]["yubikey"]
+    if name == "yubikey":
+        return sorted(yubikey)
     wanted = list(client)
     if name in {"daemon", "dev"}:
         wanted += daemon["dependencies"]
         for extra in EXTRAS:
             wanted += daemon["optional-dependencies"][extra]
     if name == "dev":
+        wanted += yubikey
         wanted += _table("pyproject.toml")["dependency-groups"]["dev"]
     return sorted({text for text in wanted if Requirement(text).name not in OWN})
 

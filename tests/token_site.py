@@ -106,26 +106,31 @@ class TokenSite:
         self, label: str, algorithm: Algorithm, operations: Sequence[Operation], results: Sequence[SignResult]
     ) -> None:
         """Every result is a signature over its operation's digest by the key with this label."""
-        public = load_der_public_key(self.spki[label])
         for operation, result in zip(operations, results, strict=True):
-            assert isinstance(result, Signed), result
-            kind = {32: SHA256(), 48: SHA384(), 64: SHA512()}[algorithm.digest_size]
-            prehashed = utils.Prehashed(kind)
-            if algorithm.is_pure:
-                assert isinstance(public, ed25519.Ed25519PublicKey)
-                public.verify(result.signature, operation.message)
-                continue
-            if algorithm.is_ecdsa:
-                assert isinstance(public, ec.EllipticCurvePublicKey)
-                public.verify(result.signature, operation.tbs, ec.ECDSA(prehashed))
-                continue
-            assert isinstance(public, rsa.RSAPublicKey)
-            pss = padding.PSS(padding.MGF1(kind), algorithm.digest_size)
-            scheme = padding.PKCS1v15() if "pkcs1" in algorithm.value else pss
-            public.verify(result.signature, operation.tbs, scheme, prehashed)
+            verify_signature(self.spki[label], algorithm, operation, result)
 
     def ledger(self) -> list[LedgerRecord]:
         return list(read_ledger(self.directory / "state" / "ledger"))
+
+
+def verify_signature(spki: bytes, algorithm: Algorithm, operation: Operation, result: SignResult) -> None:
+    """The result is a signature over the operation's digest or message by this key."""
+    assert isinstance(result, Signed), result
+    public = load_der_public_key(spki)
+    kind = {32: SHA256(), 48: SHA384(), 64: SHA512()}[algorithm.digest_size]
+    prehashed = utils.Prehashed(kind)
+    if algorithm.is_pure:
+        assert isinstance(public, ed25519.Ed25519PublicKey)
+        public.verify(result.signature, operation.message)
+        return
+    if algorithm.is_ecdsa:
+        assert isinstance(public, ec.EllipticCurvePublicKey)
+        public.verify(result.signature, operation.tbs, ec.ECDSA(prehashed))
+        return
+    assert isinstance(public, rsa.RSAPublicKey)
+    pss = padding.PSS(padding.MGF1(kind), algorithm.digest_size)
+    scheme = padding.PKCS1v15() if "pkcs1" in algorithm.value else pss
+    public.verify(result.signature, operation.tbs, scheme, prehashed)
 
 
 def refused(results: Sequence[SignResult]) -> list[NotSigned]:

@@ -20,6 +20,7 @@ TABLES = {
     "[store]": settings.StoreSettings,
     "[log]": settings.LogSettings,
     "[[tokens]]": settings.TokenTable,
+    '[[tokens]] type = "yubikey-piv"': settings.YubiKeyTable,
     "[[keys]]": settings.KeyTable,
     "[[allow]]": settings.AllowTable,
     "[[deny]]": settings.DenyTable,

@@ -86,5 +86,5 @@ def test_compact_or_not_the_same_texts_are_read_and_the_same_are_refused(pairs: 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"a":' * 50_000 + "1" + "}" * 50_000])
 def test_depth_ends_in_an_error_and_never_in_a_crash(decode: Decode, text: str):
-    with pytest.raises(JSONInvalid, match="nested deeper|not JSON"):
+    with pytest.raises(JSONInvalid, match=r"nested deeper|not JSON"):
         decode(text.encode(), max_bytes=1 << 20, what="the text")

@@ -211,9 +211,10 @@ def nonce_mark(spki_sha256: str, signature: str) -> int | None:
         der = base64.b64decode(signature, validate=True)
     except (binascii.Error, ValueError):
         return None
-    # Of P-521 the sequence's length takes two bytes.
-    at = 3 if der[1:2] == b"\x81" else 2
-    if len(der) < at + 6 or der[0] != 0x30 or der[at] != 0x02 or len(der) < at + 2 + der[at + 1]:
+    if len(der) < 8 or der[0] != 0x30:
+        return None
+    at = 3 if der[1] == 0x81 else 2  # P-521's sequence is too long for a length of one byte
+    if der[at] != 0x02 or len(der) < at + 2 + der[at + 1]:
         return None
     r = der[at + 2 : at + 2 + der[at + 1]].lstrip(b"\0")
     return int.from_bytes(sha256(spki_sha256.encode() + b"\0" + r).digest()[:8], "big")

@@ -114,6 +114,12 @@ class PrometheusMetrics:
         self._token_seconds = _Seconds(
             registry, "greatseald_token_seconds", "How long a token worked on one group of operations.", ("token",)
         )
+        self._touch_awaited = Gauge(
+            "greatseald_token_touch_awaited",
+            "1 while a token waits for a person to touch it.",
+            ["token"],
+            registry=registry,
+        )
         self._token_state = Gauge(
             "greatseald_token_state",
             "1 for the state that a token is in, 0 for the others.",
@@ -225,6 +231,9 @@ class PrometheusMetrics:
     def token_state(self, token: str, state: str) -> None:
         for each in _TOKEN_STATES:
             self._token_state.labels(token, each).set(each == state)
+
+    def touch_awaited(self, token: str, waiting: bool) -> None:
+        self._touch_awaited.labels(token).set(waiting)
 
     def host_restarted(self, token: str, cause: str) -> None:
         self._restarts.labels(token, cause).inc()

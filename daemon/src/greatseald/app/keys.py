@@ -8,6 +8,7 @@ signing path needs of a key is in memory, so that it asks nobody.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,6 +64,9 @@ class SigningKey:
     valid_from: datetime | None = None
     valid_until: datetime | None = None
     certificate_error: str = ""
+    custody: str = ""
+    attestation: tuple[bytes, ...] = ()
+    custody_recorded: str = ""
     halts: Halts | None = None
 
     @property
@@ -84,7 +88,7 @@ class SigningKey:
             return self.halted
         if self.token.state is not TokenState.READY:
             return f"token {self.token.name} is {self.token.state.value}: {self.token.detail}"
-        return str(self.missing) if self.missing is not None else self.certificate_error
+        return str(self.missing) if self.missing is not None else self.certificate_error or self.token.awaited
 
     def halt(self, why: str) -> None:
         """Sign no more with this key until an operator releases it, restarts included."""
@@ -194,6 +198,21 @@ async def record_halt(log: AuditLog, key: SigningKey) -> None:
         await log.record_admin("key", key=key.settings.resource_name, state="halted", why=key.halted)
 
 
+async def _record_custody(log: AuditLog, key: SigningKey) -> None:
+    """Commit the `admin` entry of how a token attests that it holds a key, once in a boot for what it says."""
+    if key.custody and not key.halted and key.custody != key.custody_recorded:
+        key.custody_recorded = key.custody
+        await log.record_admin(
+            "key",
+            key=key.settings.resource_name,
+            state="attested",
+            token=key.token.name,
+            spki_sha256=key.spki_sha256,
+            custody=key.custody,
+            attestation=[base64.b64encode(each).decode("ascii") for each in key.attestation],
+        )
+
+
 @dataclass(slots=True)
 class KeyRing:
     """Every configured key by its bare name."""
@@ -293,10 +312,13 @@ class KeyRing:
         await asyncio.gather(*(self._read(key) for key in keys))
         for key in keys:
             await record_halt(log, key)
+            await _record_custody(log, key)
 
     async def _read(self, key: SigningKey) -> None:
         try:
-            key.learn(await key.token.find_key(key.settings.uri))
+            found = await key.token.find_key(key.settings.uri)
+            key.learn(found)
+            key.custody, key.attestation = found.custody, found.attestation
         except GreatsealError as error:
             key.missing = error
             _log.warning("key_unavailable", key=key.settings.resource_name, token=key.token.name, why=str(error))

@@ -27,6 +27,7 @@ from greatseald.adapters.sinks.cursor import FileCursor
 from greatseald.adapters.sinks.opening import FORMATS, open_sink
 from greatseald.adapters.store.opening import open_store, sqlite_path
 from greatseald.adapters.tokens.uris import parse_uri
+from greatseald.adapters.tokens.yubikey.slots import SCHEME, parse_slot
 from greatseald.app.access import Access
 from greatseald.app.admission import Admission
 from greatseald.app.audit import AuditLog
@@ -92,6 +93,9 @@ def read_settings(config: Path, environment: Mapping[str, str]) -> Settings:
 
 
 def _check_uri(text: str, names_object: bool) -> None:
+    if text.lower().startswith(SCHEME):
+        parse_slot(text)
+        return
     uri = parse_uri(text)
     if names_object and not uri.names_object:
         raise ValueError("must name the key in its token: add object=LABEL or id=%01")

@@ -37,7 +37,7 @@ class TokenWatch:
     def __init__(self, settings: Settings, metrics: Metrics, on_fatal: Callable[[BaseException], None]) -> None:
         self._metrics = metrics
         self.tokens = {
-            each.name: SupervisedToken(each, on_state=self._changed, on_fatal=on_fatal)
+            each.name: SupervisedToken(each, on_state=self._changed, on_touch=self._touch, on_fatal=on_fatal)
             for each in settings.token_settings()
         }
         self._recorded: dict[str, TokenState] = {}
@@ -77,6 +77,14 @@ class TokenWatch:
         if state is not TokenState.STARTING and self._recorded.get(name) is not state:
             self._recorded[name] = state
             self._record(name, state, detail)
+
+    def _touch(self, name: str, what: str) -> None:
+        """Show the operator that somebody has to touch the token; no audit entry, as each signature may want one."""
+        self._metrics.touch_awaited(name, bool(what))
+        if what:
+            _log.warning("token_waits_for_touch", token=name, what=what)
+        else:
+            _log.info("token_touch_over", token=name)
 
     def _read_keys(self, name: str) -> None:
         if self._keys is None or self._audit is None:

@@ -16,6 +16,7 @@ from greatseald.config.settings import (
     Settings,
     StoreSettings,
     TokenTable,
+    YubiKeyTable,
     is_loopback,
     split_endpoint,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Settings",
     "StoreSettings",
     "TokenTable",
+    "YubiKeyTable",
     "is_loopback",
     "load",
     "load_token",

@@ -228,7 +228,8 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
         for number, row in enumerate(values[table]):
             if row is not None and check_uri is not None:
                 try:
-                    check_uri(row.uri, table == "keys")
+                    if table == "keys" or row.type == "pkcs11":
+                        check_uri(row.uri, table == "keys")
                 except ValueError as error:
                     report((table, number, "uri"), str(error))
     _check_names("tokens", values["tokens"], report)
@@ -307,8 +308,28 @@ def _check_tokens(tokens: Sequence[Any], report: Report) -> None:
         if token.pin_file is not None:
             pin_file = token.pin_file
             _attempt(report, ("tokens", number, "pin_file"), lambda path=pin_file: check_secret_mode(path))  # type: ignore[misc]
+        if token.type != "pkcs11":
+            if token.management_key_file is not None:
+                secret = token.management_key_file
+                _attempt(report, ("tokens", number, "management_key_file"), lambda path=secret: check_secret_mode(path))  # type: ignore[misc]
+            for place, path in enumerate(token.attestation_roots):
+                where = ("tokens", number, "attestation_roots", place)
+                _attempt(report, where, lambda path=path: read_certificates(path))  # type: ignore[misc]
+            continue
         if not token.module.is_file():
             report(("tokens", number, "module"), f"names {token.module}, which is not a file")
+
+
+def _check_reference(number: int, key: Any, tokens: Sequence[Any], report: Report) -> None:
+    """A key is named as its token's kind names keys."""
+    kinds = {token.name: token.type for token in tokens if token is not None}
+    is_slot = key.uri.lower().startswith("piv:")
+    if kinds.get(key.token) == "yubikey-piv" and not is_slot:
+        message = f"names no slot, and token {key.token!r} is a YubiKey"
+        report(("keys", number, "uri"), message, 'write uri = "piv:slot=9c" (9a, 9c, 9d, 9e, or 82 to 95)')
+    elif kinds.get(key.token) == "pkcs11" and is_slot:
+        message = f"names a YubiKey's slot, and token {key.token!r} is reached through PKCS#11"
+        report(("keys", number, "uri"), message, "write a PKCS#11 URI such as pkcs11:object=release")
 
 
 def _check_keys(keys: Sequence[Any], tokens: Sequence[Any], report: Report, found: Found, now: datetime) -> None:
@@ -322,6 +343,7 @@ def _check_keys(keys: Sequence[Any], tokens: Sequence[Any], report: Report, foun
                 f"names the token {key.token!r}, which is not there",
                 did_you_mean(key.token, known),
             )
+        _check_reference(number, key, tokens, report)
         if len(set(key.algorithms)) != len(key.algorithms):
             report(("keys", number, "algorithms"), "names an algorithm twice")
         if len({algorithm.family for algorithm in key.algorithms}) > 1:

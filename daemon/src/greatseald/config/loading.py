@@ -35,6 +35,7 @@ from greatseald.config.settings import (
     StoreSettings,
     Table,
     TokenTable,
+    YubiKeyTable,
 )
 
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
@@ -46,6 +47,7 @@ _MANY: Final[dict[str, type[Table]]] = {
     "deny": DenyTable,
     "outbox": OutboxTable,
 }
+AnyToken = TokenTable | YubiKeyTable
 _ENVIRONMENT: Final = re.compile(r"GREATSEALD_(SERVER|STORE|LOG)_([A-Z0-9_]+)")
 
 
@@ -142,7 +144,7 @@ class _Reader:
                 self.problem(at, *_explain(detail, model))
         return None
 
-    def with_state_dir(self, token: TokenTable) -> TokenTable:
+    def with_state_dir(self, token: AnyToken) -> AnyToken:
         """Resolve where a token keeps its latch and ledger if the file does not say."""
         if token.state_dir is not None:
             return token
@@ -154,7 +156,7 @@ class _Reader:
             return outbox
         return outbox.model_copy(update={"cursor": self.base / "outbox" / f"{outbox.name}.cursor"})
 
-    def token(self, name: str) -> TokenTable:
+    def token(self, name: str) -> AnyToken:
         """Read one token's table and nothing else."""
         rows = self.document().get("tokens", [])
         named = [
@@ -166,7 +168,7 @@ class _Reader:
             self.problem(("tokens",), f"has {len(named)} tokens with the name {name!r} instead of one")
             raise ConfigError(self.problems)
         number, row = named[0]
-        token = self.table(TokenTable, row, ("tokens", number))
+        token = self.table(_model_of("tokens", row), row, ("tokens", number))
         if token is None:
             raise ConfigError(self.problems)
         return self.with_state_dir(token)
@@ -185,12 +187,12 @@ class _Reader:
                 values[name] = self.table(model, document[name], (name,))
             else:
                 self.problem((), f"has no [{name}] table")
-        for name, model in _MANY.items():
+        for name in _MANY:
             rows = document.get(name, [])
             if not isinstance(rows, list):
                 self.problem((name,), f"must be an array of tables: write [[{name}]]")
                 rows = []
-            values[name] = [self.table(model, row, (name, number)) for number, row in enumerate(rows)]
+            values[name] = [self.table(_model_of(name, row), row, (name, number)) for number, row in enumerate(rows)]
         values["tokens"] = [token and self.with_state_dir(token) for token in values["tokens"]]
         values["outbox"] = [outbox and self.with_cursor(outbox) for outbox in values["outbox"]]
         found = checks.check(values, self.path, self.problem, self.check_uri)
@@ -209,6 +211,13 @@ class _Reader:
             chains=found.chains,
             warnings=tuple(found.warnings),
         )
+
+
+def _model_of(table: str, row: Any) -> type[Table]:
+    """The model of a row: of tokens there is one for each type."""
+    if table == "tokens" and isinstance(row, dict) and row.get("type") == "yubikey-piv":
+        return YubiKeyTable
+    return _MANY[table]
 
 
 _TYPES: Final = {
@@ -278,7 +287,7 @@ def load(path: Path, environment: Mapping[str, str], check_uri: CheckUri | None 
     return _Reader(path, environment, check_uri).settings()
 
 
-def load_token(path: Path, name: str) -> TokenTable:
+def load_token(path: Path, name: str) -> AnyToken:
     """Read one `[[tokens]]` table, for a host that runs as its own user and may read nothing else of the daemon's.
 
     Raises:

@@ -98,6 +98,25 @@ def _key_uri(text: str) -> str:
     return text
 
 
+def _object_uri(text: str) -> str:
+    """A key's reference: an RFC 7512 URI, or the slot of a YubiKey, which its token's adapter parses."""
+    return text if text.lower().startswith("piv:") else _key_uri(text)
+
+
+def _token_type(text: str) -> str:
+    if text != "pkcs11":
+        raise ValueError(f"is {text[:60]!r}, and must be 'pkcs11' or 'yubikey-piv'")
+    return text
+
+
+def _yubikey_serial(text: str) -> str:
+    if re.fullmatch(r"[1-9][0-9]{0,9}", text) is None:
+        raise ValueError(
+            "must be the number printed on the YubiKey, without leading zeroes, as a string: `greatseald yubikey list` shows it"
+        )
+    return text
+
+
 def _action(text: str) -> str:
     if text not in ACTIONS:
         raise ValueError(f"is {text[:40]!r}, which is no action: known are {', '.join(ACTIONS)}")
@@ -200,33 +219,51 @@ class LogSettings(Table):
         return self.anchor.with_name(self.anchor.name + ".halted")
 
 
-class TokenTable(Table):
-    """One `[[tokens]]`: a token, the module that reaches it, and its host."""
+class HostedTable(Table):
+    """What every `[[tokens]]` has, whatever kind of token it is: its name, PIN and host."""
 
     name: Name
-    type: Literal["pkcs11"]
-    uri: Annotated[str, AfterValidator(_key_uri)]
-    module: FilePath
-    init_args: str = ""
     environment: dict[str, str] = Field(default_factory=dict)
     pin_file: FilePath | None = None
     pin_credential: str = ""
-    sessions: Annotated[int, Field(ge=1, le=256)] = 4
     operation_timeout: Annotated[float, Field(gt=0, le=600)] = 30.0
-    lockout: Literal["", "none"] = ""
     host_socket: FilePath | None = None
     state_dir: FilePath | None = None
 
-    def settings(self) -> TokenSettings:
-        """The table as hosts and supervisors know it, once its paths were resolved."""
+    @property
+    def resolved_state_dir(self) -> Path:
+        """The state directory, once the paths were resolved."""
         if self.state_dir is None:
             message = f"the state directory of token {self.name} was not resolved"
             raise ValueError(message)
+        return self.state_dir
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_absent(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            optional = ("host_socket", "management_key_file", "pin_file", "state_dir")
+            return {key: value for key, value in values.items() if key not in optional or value != ""}
+        return values
+
+
+class TokenTable(HostedTable):
+    """One `[[tokens]]` of type pkcs11: a token, the module that reaches it, and its host."""
+
+    type: Annotated[str, AfterValidator(_token_type)]
+    uri: Annotated[str, AfterValidator(_key_uri)]
+    module: FilePath
+    init_args: str = ""
+    sessions: Annotated[int, Field(ge=1, le=256)] = 4
+    lockout: Literal["", "none"] = ""
+
+    def settings(self) -> TokenSettings:
+        """The table as hosts and supervisors know it, once its paths were resolved."""
         return TokenSettings(
             name=self.name,
             uri=self.uri,
             module=self.module,
-            state_dir=self.state_dir,
+            state_dir=self.resolved_state_dir,
             init_args=self.init_args,
             environment=dict(self.environment),
             pin_file=self.pin_file,
@@ -237,13 +274,34 @@ class TokenTable(Table):
             host_socket=self.host_socket,
         )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_absent(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            optional = ("host_socket", "pin_file", "state_dir")
-            return {key: value for key, value in values.items() if key not in optional or value != ""}
-        return values
+
+class YubiKeyTable(HostedTable):
+    """One `[[tokens]]` of type yubikey-piv: the PIV applet of the YubiKey with this serial number."""
+
+    type: Literal["yubikey-piv"]
+    serial: Annotated[str, AfterValidator(_yubikey_serial)]
+    touch_timeout: Annotated[float, Field(ge=1, le=300)] = 15.0
+    attestation_roots: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
+    management_key_file: FilePath | None = None
+
+    def settings(self) -> TokenSettings:
+        """The table as hosts and supervisors know it, once its paths were resolved."""
+        return TokenSettings(
+            name=self.name,
+            uri="",
+            module=Path(),
+            state_dir=self.resolved_state_dir,
+            environment=dict(self.environment),
+            pin_file=self.pin_file,
+            pin_credential=self.pin_credential,
+            sessions=1,
+            operation_timeout=self.operation_timeout,
+            host_socket=self.host_socket,
+            kind=self.type,
+            serial=self.serial,
+            touch_timeout=self.touch_timeout,
+            attestation_roots=self.attestation_roots,
+        )
 
 
 class KeyTable(Table):
@@ -251,7 +309,7 @@ class KeyTable(Table):
 
     name: Name
     token: Name
-    uri: Annotated[str, AfterValidator(_key_uri)]
+    uri: Annotated[str, AfterValidator(_object_uri)]
     algorithms: Annotated[
         tuple[Annotated[Algorithm, Field(strict=False)], ...], Field(strict=False, min_length=1, max_length=16)
     ]
@@ -330,7 +388,7 @@ class Settings(Table):
     server: ServerSettings
     store: StoreSettings
     log: LogSettings
-    tokens: tuple[TokenTable, ...] = ()
+    tokens: tuple[TokenTable | YubiKeyTable, ...] = ()
     keys: tuple[KeyTable, ...] = ()
     allow: tuple[AllowTable, ...] = ()
     deny: tuple[DenyTable, ...] = ()
@@ -370,7 +428,7 @@ class Settings(Table):
         for token in plain["tokens"]:
             # Vendors' modules take passwords in both; a hash of a guessable value would give it away.
             token["environment"] = sorted(token["environment"])
-            token["init_args"] = bool(token["init_args"])
+            token["init_args"] = bool(token.get("init_args"))
         for outbox in plain["outbox"]:
             # What stands behind the question mark may be a credential.
             outbox["target"] = outbox["target"].partition("?")[0]

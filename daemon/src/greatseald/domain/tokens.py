@@ -23,6 +23,10 @@ class TokenSettings:
     `lockout` is "none" only where the device never locks after wrong PINs. `host_socket` is the
     AF_UNIX path of a host that runs as a unit of its own; None means a child of the front.
     `state_dir` holds the PIN latch and the ledger and belongs to the host's user.
+
+    A token of kind "yubikey-piv" is found by `serial` and has neither `uri` nor `module`;
+    `touch_timeout` in seconds is how long a person has to touch it, and `attestation_roots` are PEM
+    files of the roots that its keys' attestations have to lead to; with none, nothing is demanded.
     """
 
     name: str
@@ -37,3 +41,7 @@ class TokenSettings:
     operation_timeout: float = 30.0
     lockout: str = ""
     host_socket: Path | None = None
+    kind: str = "pkcs11"
+    serial: str = ""
+    touch_timeout: float = 15.0
+    attestation_roots: tuple[Path, ...] = ()

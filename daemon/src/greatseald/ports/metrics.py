@@ -40,6 +40,10 @@ class Metrics(Protocol):
         """A token went into this state."""
         ...
 
+    def touch_awaited(self, token: str, waiting: bool) -> None:
+        """A token began, or ended, to wait for a person's touch."""
+        ...
+
     def host_restarted(self, token: str, cause: str) -> None:
         """A token's host was replaced: `crash`, `timeout`, `lost`."""
         ...

@@ -83,10 +83,16 @@ class TokenInfo:
 
 
 class TokenKey(NamedTuple):
-    """A private key found in a token: its public half as SubjectPublicKeyInfo (DER) and what it can do there."""
+    """A private key found in a token: its public half as SubjectPublicKeyInfo (DER) and what it can do there.
+
+    `attestation` is the chain (DER, the key's first) by which a token that attests its keys says how it
+    holds this one, and `custody` that in words; both are empty where it says nothing.
+    """
 
     spki: bytes
     algorithms: tuple[Algorithm, ...]
+    attestation: tuple[bytes, ...] = ()
+    custody: str = ""
 
 
 class Token(Protocol):
@@ -105,6 +111,11 @@ class Token(Protocol):
     @property
     def detail(self) -> str:
         """Why it is not ready, for people; empty when it is."""
+        ...
+
+    @property
+    def awaited(self) -> str:
+        """What a person is asked to do at the token just now, such as to touch it; empty when nothing is."""
         ...
 
     @property

@@ -84,7 +84,7 @@ class TokenService:
         shown = token_pb2.Token(
             name=f"tokens/{token.name}",
             state=_STATES[token.state],
-            state_detail=token.detail,
+            state_detail=token.detail or token.awaited,
             keys=sorted(
                 key.settings.resource_name
                 for key in keys

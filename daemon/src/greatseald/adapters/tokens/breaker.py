@@ -17,10 +17,11 @@ _CLOSED_FAILURES: Final = 2
 
 
 class Breaker:
-    """The failures of one token since its last success."""
+    """The failures of one token since its last success; `longest` is the longest pause, in seconds, that it makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float | None = None) -> None:
         self._failures = 0
+        self._longest = _DELAYS[-1] if longest is None else longest
 
     @property
     def open(self) -> bool:
@@ -35,7 +36,7 @@ class Breaker:
     def failed(self) -> float:
         """Note a failure; returns the seconds to wait before the next try."""
         self._failures += 1
-        return _DELAYS[min(self._failures, len(_DELAYS)) - 1]
+        return min(self._longest, _DELAYS[min(self._failures, len(_DELAYS)) - 1])
 
     def trip(self) -> None:
         """Open at once: what failed would fail for the very next operation as well."""

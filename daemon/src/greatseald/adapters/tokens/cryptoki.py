@@ -14,7 +14,8 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_ubyte, c_ulong, c_void
 from pathlib import Path
 from typing import Any, Final
 
-from greatseald.adapters.tokens.ckr import CKR, ckr_name
+from greatseald.adapters.tokens.ckr import CKR, LoginVerdict, Verdict, ckr_name, login_verdict, verdict
+from greatseald.adapters.tokens.device import DeviceError
 
 CKF_OS_LOCKING_OK: Final = 0x2
 CKF_RW_SESSION: Final = 0x2
@@ -104,13 +105,31 @@ _FUNCTIONS: Final = [
 ]
 
 
-class CryptokiError(Exception):
+class CryptokiError(DeviceError):
     """A call returned something else than CKR_OK."""
 
     def __init__(self, function: str, value: int) -> None:
-        super().__init__(f"{function} answered {ckr_name(value)}")
+        self.answer = ckr_name(value)
+        super().__init__(f"{function} answered {self.answer}")
         self.function = function
-        self.value = value
+        self.value = self.ckr = value
+        self.in_login = function == "C_Login"
+        # How always-authenticate keys answer C_Sign.
+        self.wants_login = (value, function) == (CKR.USER_NOT_LOGGED_IN, "C_Sign")
+        self.refuses_algorithm = function == "C_SignInit" and value in (
+            CKR.MECHANISM_INVALID,
+            CKR.MECHANISM_PARAM_INVALID,
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the table of return values."""
+        return verdict(self.value, self.function)
+
+    @property
+    def login(self) -> LoginVerdict:
+        """By the table of return values."""
+        return login_verdict(self.value)
 
 
 class _Version(Structure):

@@ -17,16 +17,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from greatseal.algorithms import Algorithm
-from greatseald.adapters.tokens.ckr import CKR, LoginVerdict, Verdict, ckr_name, login_verdict, verdict
-from greatseald.adapters.tokens.cryptoki import CryptokiError
+from greatseald.adapters.tokens.ckr import CKR, Verdict
+from greatseald.adapters.tokens.device import (
+    Device,
+    DeviceError,
+    KeyDescription,
+    KeyUnusable,
+    SignatureMalformed,
+    attempt_login,
+)
 from greatseald.adapters.tokens.frames import VERSION, FindKey, FromHost, Key, KeyRefused, NotReady, Results, Sign
 from greatseald.adapters.tokens.latch import LatchUnusable, PinAttemptForbidden, PinLatch
 from greatseald.adapters.tokens.ledger import Ledger, LedgerUnwritable
-from greatseald.adapters.tokens.pkcs11 import KeyDescription, KeyUnusable, Module, Session, SignatureMalformed
-from greatseald.adapters.tokens.vendors import VendorProfile
 from greatseald.adapters.tokens.watchdog import Watchdog
 from greatseald.domain.tokens import TokenSettings
 from greatseald.ports.tokens import NotSigned, Operation, Signed
@@ -39,9 +44,6 @@ _GATHER_SECONDS: Final = 0.01
 _HERE_SECONDS: Final = 0.001
 """A token that signs within so long is not worth a hand-over for a single operation."""
 _SMOOTHING: Final = 0.2
-_MECHANISM_REFUSED: Final = frozenset({
-    ("C_SignInit", int(CKR.MECHANISM_INVALID)), ("C_SignInit", int(CKR.MECHANISM_PARAM_INVALID)),
-})  # fmt: skip
 LEAF_HASH_BYTES: Final = 32
 _LAST_ANSWERS_SECONDS: Final = 2.0
 
@@ -87,21 +89,20 @@ class Engine:
     def __init__(
         self,
         settings: TokenSettings,
-        module: Module,
+        device: Device,
         ledger: Ledger,
         latch: PinLatch,
         pin: bytes | None,
-        profile: VendorProfile,
         watchdog: Watchdog,
         on_ending: Callable[[NotReady], None],
         on_end: Callable[[], None],
     ) -> None:
         self._settings = settings
-        self._module = module
+        self._device = device
         self._ledger = ledger
         self._latch = latch
         self._pin = pin
-        self._profile = profile
+        self._profile = device.profile
         self._watchdog = watchdog
         self._on_ending = on_ending
         self._on_end = on_end
@@ -112,25 +113,25 @@ class Engine:
         self._busy = 0
         self._lent = False
         self._threads: list[threading.Thread] = []
-        self._sessions: list[Session | None] = []
+        self._sessions: list[Any] = []
         self._keys: dict[str, KeyDescription] = {}
         self._accept_lock = threading.Lock()
         self._login_lock = threading.Lock()
         self.operation_seconds = 0.0
 
-    def start(self, first: Session) -> int:
+    def start(self, first: Any) -> int:
         """Start the threads, each with a session of its own; returns how many there are.
 
         `first` is the session that logged in. A device that opens fewer sessions than asked for is
         used with those that it opens.
         """
-        count = min(self._settings.sessions, self._profile.max_sessions) if self._module.parallel else 1
+        count = min(self._settings.sessions, self._profile.max_sessions) if self._device.parallel else 1
         self._sessions = [first]
         for _ in range(count - 1):
             try:
-                self._sessions.append(self._module.open_session())
-            except CryptokiError as error:
-                if error.value != CKR.SESSION_COUNT:
+                self._sessions.append(self._device.open_session())
+            except DeviceError as error:
+                if error.ckr != CKR.SESSION_COUNT:
                     raise
                 break
         for number in range(len(self._sessions)):
@@ -301,37 +302,37 @@ class Engine:
         session = self._sessions[number]
         if session is None:
             return
-        with self._watchdog.watch(number):
-            value = self._module.cryptoki.touch(session.handle)
-        if value in (CKR.OK, CKR.RANDOM_NO_RNG, CKR.FUNCTION_NOT_SUPPORTED):
-            return
-        self._discard(number)
-        if verdict(value, "C_Sign").fresh_host:
-            self._end(f"token {self._settings.name} is gone: {ckr_name(value)}")
+        try:
+            with self._watchdog.watch(number):
+                self._device.keep_alive(session)
+        except DeviceError as error:
+            self._discard(number)
+            if error.verdict.fresh_host:
+                self._end(f"token {self._settings.name} is gone: {error.answer}")
 
-    def _session(self, number: int) -> Session:
+    def _session(self, number: int) -> Any:
         session = self._sessions[number]
         if session is None:
-            session = self._sessions[number] = self._module.open_session()
+            session = self._sessions[number] = self._device.open_session()
         return session
 
     def _discard(self, number: int) -> None:
         session = self._sessions[number]
         self._sessions[number] = None
-        if session is not None and not self._module.close_session(session):
+        if session is not None and not self._device.close_session(session):
             self._end(f"token {self._settings.name}: its last session was lost, and the login with it")
 
     def _search(self, number: int, item: _Search) -> None:
         with self._watchdog.watch(number):
             for attempt in (1, 2):
                 try:
-                    key = self._module.describe_key(self._session(number), item.uri)
+                    key = self._device.describe_key(self._session(number), item.uri)
                 except KeyUnusable as error:
                     item.answers.send(KeyRefused(item.frame, f"token {self._settings.name}: {error}", locked=False))
                     return
-                except CryptokiError as error:
+                except DeviceError as error:
                     self._discard(number)
-                    row = verdict(error.value, error.function)
+                    row = error.verdict
                     if row.again and attempt == 1:
                         continue
                     detail = f"token {self._settings.name}: {error}"
@@ -343,7 +344,8 @@ class Engine:
                 if key.always_authenticate is None and known is not None and known.spki == key.spki:
                     key.always_authenticate = known.always_authenticate
                 self._keys[item.uri] = key
-                item.answers.send(Key(item.frame, key.spki, [algorithm.value for algorithm in key.algorithms]))
+                algorithms = [algorithm.value for algorithm in key.algorithms]
+                item.answers.send(Key(item.frame, key.spki, algorithms, list(key.attestation), key.custody))
                 return
 
     def _sign_portion(self, number: int, work: _Work, portion: list[tuple[int, bytes, int]]) -> None:
@@ -399,13 +401,16 @@ class Engine:
                 session = self._session(number)
                 key = self._keys.get(work.uri)
                 if key is None:
-                    key = self._keys[work.uri] = self._module.describe_key(session, work.uri)
+                    key = self._keys[work.uri] = self._device.describe_key(session, work.uri)
                 if work.algorithm not in key.algorithms:
                     return _refusal(0, self._not_offered(work, key))
-                self._module.begin(session, work.uri, work.algorithm)
+                if key.touch_seconds:  # a person is slower than a device
+                    limit = self._settings.operation_timeout + key.touch_seconds
+                    self._watchdog.begin(number, time.monotonic(), limit)
+                self._device.begin(session, work.uri, work.algorithm)
                 if key.always_authenticate:
                     self._authenticate(session)
-                return self._module.finish(session, key, work.algorithm, signed)
+                return self._device.finish(session, key, work.algorithm, signed)
             except KeyUnusable as error:
                 return _refusal(0, f"token {name}: {error}")
             except SignatureMalformed as error:
@@ -415,14 +420,14 @@ class Engine:
                 return NotSigned(0, False, int(CKR.PIN_INCORRECT), str(error), 0, False, True)
             except LatchUnusable as error:
                 return _refusal(0, str(error), retry=True)
-            except CryptokiError as error:
-                if (why := self._learn_refused(work, error)) is not None:
-                    return _refusal(0, why)
+            except DeviceError as error:
+                if error.refuses_algorithm and (key := self._keys.get(work.uri)) is not None:
+                    return _refusal(0, f"{self._learn_refused(work, key)} ({error})")
                 self._discard(number)
-                row = verdict(error.value, error.function)
+                row = error.verdict
                 if attempt == 1 and (row.again or self._learn_always_authenticate(work.uri, error)):
                     continue
-                if error.function == "C_Login":  # it wants none, so the login of the process was what got lost
+                if error.in_login:  # it wants none, so the login of the process was what got lost
                     self._keys.pop(work.uri, None)
                     row = row._replace(fresh_host=True)
                 return self._failure(error, row)
@@ -432,49 +437,36 @@ class Engine:
         offered = ", ".join(algorithm.value for algorithm in key.algorithms) or "nothing that is supported"
         return f"token {self._settings.name} does not sign {work.algorithm.value} with {work.uri}; it can: {offered}"
 
-    def _learn_refused(self, work: _Work, error: CryptokiError) -> str | None:
-        """Why not, where C_SignInit refuses an algorithm that could not be probed; the session began nothing and stays."""
-        key = self._keys.get(work.uri)
-        if key is None or (error.function, error.value) not in _MECHANISM_REFUSED:
-            return None
+    def _learn_refused(self, work: _Work, key: KeyDescription) -> str:
+        """What the key can do, where it could not be tried before; the session began nothing and stays."""
         key.algorithms = tuple(algorithm for algorithm in key.algorithms if algorithm is not work.algorithm)
-        return f"{self._not_offered(work, key)} ({error})"
+        return self._not_offered(work, key)
 
-    def _learn_always_authenticate(self, uri: str, error: CryptokiError) -> bool:
+    def _learn_always_authenticate(self, uri: str, error: DeviceError) -> bool:
         """Whether the key turned out to want a login for each signature, which some modules do not tell beforehand."""
         key = self._keys.get(uri)
-        if (
-            key is None
-            or key.always_authenticate is not None
-            or (error.value, error.function) != (CKR.USER_NOT_LOGGED_IN, "C_Sign")
-        ):
+        if key is None or key.always_authenticate is not None or not error.wants_login:
             return False
         key.always_authenticate = True
         return True
 
-    def _authenticate(self, session: Session) -> None:
-        """A context-specific login, under the same latch as the first one."""
+    def _authenticate(self, session: Any) -> None:
+        """A login for one signature, under the same latch as the first one."""
         with self._login_lock:
-            never_locks = self._settings.lockout == "none"
-            self._latch.before_attempt(self._module.retry_counter, never_locks=never_locks)
-            value = self._module.authenticate(session, self._pin)
-            if value == CKR.OK:
-                self._latch.succeeded()
-                return
-            outcome = login_verdict(value)
-            if outcome is LoginVerdict.REFUSED:
-                raise self._latch.refused(ckr_name(value))
-            if outcome is LoginVerdict.NOT_TRIED:
-                self._latch.not_tried()
-        raise CryptokiError("C_Login", value)
+            attempt_login(
+                self._device,
+                self._latch,
+                lambda: self._device.authenticate(session, self._pin),
+                never_locks=self._settings.lockout == "none",
+            )
 
-    def _failure(self, error: CryptokiError, row: Verdict) -> NotSigned:
+    def _failure(self, error: DeviceError, row: Verdict) -> NotSigned:
         detail = f"token {self._settings.name}: {error}"
-        if error.value in (CKR.OPERATION_ACTIVE, CKR.MUTEX_BAD, CKR.MUTEX_NOT_LOCKED) and len(self._threads) > 1:
+        if error.ckr in (CKR.OPERATION_ACTIVE, CKR.MUTEX_BAD, CKR.MUTEX_NOT_LOCKED) and len(self._threads) > 1:
             detail += "; modules that fail so with several sessions want sessions = 1"
         if row.fresh_host:
             self._end(detail)
-        return NotSigned(0, row.unknown, error.value, detail, 0, row.retry, row.locked)
+        return NotSigned(0, row.unknown, error.ckr, detail, 0, row.retry, row.locked)
 
     # -- ending ---------------------------------------------------------------------------------
 

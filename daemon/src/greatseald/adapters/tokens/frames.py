@@ -11,6 +11,7 @@ one closes the connection. The first message of each side is a hello that carrie
                                     ◀── Key(id, …) | KeyRefused(id, …)
     Sign(id, uri, algorithm, ops)   ──▶
                                     ◀── Results(id, …)   (several, until every operation is answered)
+                                    ◀── TouchWait(what)  (a person has to touch the device, or has)
     Ping(id)                        ──▶
                                     ◀── Pong(id)
     Stop()                          ──▶                  (the host finishes what it has, then ends)
@@ -59,6 +60,10 @@ class HostSettings(msgspec.Struct, frozen=True, array_like=True):
     sessions: int
     operation_timeout: float
     lockout: str
+    kind: str = "pkcs11"
+    serial: str = ""
+    touch_timeout: float = 0.0
+    attestation_roots: tuple[str, ...] = ()
 
 
 class Hello(_Message, frozen=True):
@@ -125,6 +130,8 @@ class Key(_Message, frozen=True):
     id: int
     spki: bytes
     algorithms: list[str]
+    attestation: list[bytes] = []
+    custody: str = ""
 
 
 class KeyRefused(_Message, frozen=True):
@@ -144,6 +151,12 @@ class Results(_Message, frozen=True):
     operation_seconds: float
 
 
+class TouchWait(_Message, frozen=True):
+    """The device waits for a touch, for what `what` says; empty: it no longer does."""
+
+    what: str
+
+
 class Pong(_Message, frozen=True):
     """The sign of life."""
 
@@ -151,7 +164,7 @@ class Pong(_Message, frozen=True):
 
 
 ToHost = Hello | FindKey | Sign | Ping | Stop
-FromHost = Ready | NotReady | Key | KeyRefused | Results | Pong
+FromHost = Ready | NotReady | Key | KeyRefused | Results | TouchWait | Pong
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _to_host: Final[msgspec.msgpack.Decoder[ToHost]] = msgspec.msgpack.Decoder(ToHost)
@@ -240,6 +253,10 @@ def to_host_settings(settings: TokenSettings) -> HostSettings:
         sessions=settings.sessions,
         operation_timeout=settings.operation_timeout,
         lockout=settings.lockout,
+        kind=settings.kind,
+        serial=settings.serial,
+        touch_timeout=settings.touch_timeout,
+        attestation_roots=tuple(str(path) for path in settings.attestation_roots),
     )
 
 
@@ -256,4 +273,8 @@ def from_host_settings(settings: HostSettings) -> TokenSettings:
         sessions=settings.sessions,
         operation_timeout=settings.operation_timeout,
         lockout=settings.lockout,
+        kind=settings.kind,
+        serial=settings.serial,
+        touch_timeout=settings.touch_timeout,
+        attestation_roots=tuple(Path(path) for path in settings.attestation_roots),
     )

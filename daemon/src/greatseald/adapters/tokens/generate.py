@@ -14,9 +14,8 @@ import pkcs11
 from pkcs11 import Attribute, KeyType, MechanismFlag
 from pkcs11.constants import DEFAULT
 
-from greatseald.adapters.tokens.ckr import CKR
-from greatseald.adapters.tokens.cryptoki import CKU_USER, CryptokiError
-from greatseald.adapters.tokens.pkcs11 import Module, Session, TokenNotFound
+from greatseald.adapters.tokens.device import TokenNotFound
+from greatseald.adapters.tokens.pkcs11 import Module, Session
 from greatseald.adapters.tokens.uris import PkcsUri
 
 # What python-pkcs11 puts into its templates; PKCS#11 3.2's are unknown to most modules.
@@ -61,9 +60,7 @@ def open_for_generation(path: Path, label: str, pin: bytes, so_pin: bytes) -> To
         assert module.description is not None  # noqa: S101 - choose_token returned
         module.cryptoki.set_user_pin(module.description.slot, so_pin, pin)
     session = module.open_session()
-    value = module.cryptoki.login(session.handle, CKU_USER, pin)
-    if value != CKR.OK:
-        raise CryptokiError("C_Login", value)
+    module.login(session, pin)
     return TokenForGeneration(module, session, module.open_writable())
 
 

@@ -33,9 +33,23 @@ from greatseald.adapters.tokens.cryptoki import (
     SignatureBuffer,
     mechanism,
 )
+from greatseald.adapters.tokens.device import (
+    DeviceUnusable,
+    KeyDescription,
+    KeyUnusable,
+    SignatureMalformed,
+    TokenDescription,
+    TokenNotFound,
+)
 from greatseald.adapters.tokens.latch import RetryCounter
 from greatseald.adapters.tokens.uris import PkcsUri, UriInvalid, parse_uri
-from greatseald.adapters.tokens.vendors import decode_ec_point, decode_edwards_point, ecdsa_candidates
+from greatseald.adapters.tokens.vendors import (
+    VendorProfile,
+    decode_ec_point,
+    decode_edwards_point,
+    ecdsa_candidates,
+    profile_of,
+)
 
 MAX_OBJECTS_LISTED: Final = 20
 # DigestInfo of RFC 8017 section 9.2, before the digest.
@@ -79,16 +93,8 @@ _RENAMED: Final = {
 }
 
 
-class ModuleUnusable(Exception):
+class ModuleUnusable(DeviceUnusable):
     """The module cannot be loaded or initialised; the message names its path."""
-
-
-class TokenNotFound(Exception):
-    """No token, or more than one, fits the reference; the message lists what there is."""
-
-
-class KeyUnusable(Exception):
-    """No private key, more than one, or one that cannot be used; the message lists what there is."""
 
 
 def return_value(error: pkcs11.PKCS11Error) -> int:
@@ -98,14 +104,9 @@ def return_value(error: pkcs11.PKCS11Error) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenDescription:
-    """What a token says of itself, padding stripped."""
+class SlotToken(TokenDescription):
+    """The token in a slot."""
 
-    label: str
-    serial: str
-    manufacturer: str
-    model: str
-    firmware: str
     slot: int
 
     def __str__(self) -> str:
@@ -124,20 +125,6 @@ class TokenDescription:
             (uri.slot_id, self.slot),
         )
         return all(wanted is None or wanted == found for wanted, found in pairs)
-
-
-@dataclass(slots=True)
-class KeyDescription:
-    """A private key: what it is, and how it wants to be used.
-
-    `always_authenticate` is None where the module does not tell; then it is learnt from C_Sign's answer.
-    """
-
-    kind: str
-    spki: bytes
-    algorithms: tuple[Algorithm, ...]
-    always_authenticate: bool | None
-    coordinate_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -205,12 +192,12 @@ class Module:
             raise ModuleUnusable(message) from error
         self.path = path
         self._token: Any = None
-        self.description: TokenDescription | None = None
+        self.description: SlotToken | None = None
         self._sessions_lock = threading.Lock()
         self._open_sessions = 0
         self._spare: list[Session] = []
 
-    def _tokens(self) -> Iterator[tuple[Any, TokenDescription]]:
+    def _tokens(self) -> Iterator[tuple[Any, SlotToken]]:
         for slot in self._library.get_slots(token_present=True):
             try:
                 token: Any = slot.get_token()
@@ -219,7 +206,7 @@ class Module:
             major, minor = token.firmware_version
             yield (
                 token,
-                TokenDescription(
+                SlotToken(
                     label=token.label.strip(" \0"),
                     serial=token.serial.decode("utf-8", "replace").strip(" \0"),
                     manufacturer=token.manufacturer_id.strip(" \0"),
@@ -229,7 +216,7 @@ class Module:
                 ),
             )
 
-    def choose_token(self, uri: PkcsUri) -> TokenDescription:
+    def choose_token(self, uri: PkcsUri) -> SlotToken:
         """Find the one token that the URI means.
 
         Raises:
@@ -331,9 +318,38 @@ class Module:
         message = f"{self.path} has no slot with a token that is not initialised: free one with the vendor's tool"
         raise TokenNotFound(message)
 
-    def login(self, session: Session, pin: bytes | None) -> int:
-        """C_Login as user; the return value."""
-        return self.cryptoki.login(session.handle, CKU_USER, pin)
+    @property
+    def profile(self) -> VendorProfile:
+        """How tokens of its vendor deviate."""
+        return (
+            profile_of(self.description.manufacturer, self.description.model) if self.description else VendorProfile()
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """Nothing: what a module cannot do is seen by its sessions."""
+        return []
+
+    def keep_alive(self, session: Session) -> None:
+        """Ask for random bytes: what any token has, or says that it has not.
+
+        Raises:
+            CryptokiError: the token is gone, or the session.
+        """
+        value = self.cryptoki.touch(session.handle)
+        if value not in (CKR.OK, CKR.RANDOM_NO_RNG, CKR.FUNCTION_NOT_SUPPORTED):
+            # As grave as the same answer to C_Sign, though nothing was being signed.
+            raise CryptokiError("C_Sign", value)
+
+    def login(self, session: Session, pin: bytes | None) -> None:
+        """C_Login as user.
+
+        Raises:
+            CryptokiError: it answered neither CKR_OK nor that the process is logged in already.
+        """
+        value = self.cryptoki.login(session.handle, CKU_USER, pin)
+        if value not in (CKR.OK, CKR.USER_ALREADY_LOGGED_IN):
+            raise CryptokiError("C_Login", value)
 
     def close(self) -> None:
         """Close every session and finish with the module."""
@@ -576,9 +592,15 @@ class Module:
             session.handle, _PREPARED[algorithm], session.keys.get(uri) or self.key_handle(session, uri)
         )
 
-    def authenticate(self, session: Session, pin: bytes | None) -> int:
-        """The context-specific login that an always-authenticate key wants after C_SignInit; the return value."""
-        return self.cryptoki.login(session.handle, CKU_CONTEXT_SPECIFIC, pin)
+    def authenticate(self, session: Session, pin: bytes | None) -> None:
+        """The context-specific login that an always-authenticate key wants after C_SignInit.
+
+        Raises:
+            CryptokiError: it answered something else than CKR_OK.
+        """
+        value = self.cryptoki.login(session.handle, CKU_CONTEXT_SPECIFIC, pin)
+        if value != CKR.OK:
+            raise CryptokiError("C_Login", value)
 
     def finish(self, session: Session, key: KeyDescription, algorithm: Algorithm, signed: bytes) -> bytes:
         """C_Sign of the digest, or of Ed25519 the message, for what `begin` began; DER for ECDSA.
@@ -597,10 +619,6 @@ class Module:
             message = f"C_Sign gave {len(signature)} bytes, which are no ECDSA signature on {key.kind}"
             raise SignatureMalformed(message)
         return candidates[0]
-
-
-class SignatureMalformed(Exception):
-    """The token gave something that is no signature; it has to be taken as having signed."""
 
 
 _PREPARED: Final = {algorithm: mechanism(kind, algorithm.hash_name) for algorithm, kind in _MECHANISMS.items()}

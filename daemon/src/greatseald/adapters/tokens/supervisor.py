@@ -39,17 +39,20 @@ from greatseald.adapters.tokens.frames import (
     Ready,
     Results,
     Sign,
+    TouchWait,
 )
 from greatseald.domain.errors import TokenLocked, TokenUnavailable
 from greatseald.domain.tokens import TokenSettings
 from greatseald.ports.tokens import NotSigned, Operation, SignResult, TokenInfo, TokenKey, TokenState
 
 OnState = Callable[[str, TokenState, str], None]
+OnTouch = Callable[[str, str], None]
 OnFatal = Callable[[BaseException], None]
 
 _START_SECONDS: Final = 30.0
 """Least time, in seconds, that a host has from its start until the token is logged in."""
 _LOCKED_PAUSE_SECONDS: Final = 1.0
+_REPLUG_SECONDS: Final = 2.0
 _PING_SECONDS: Final = 5.0
 _WINDOW_SECONDS: Final = 0.08
 _MAX_WINDOW: Final = 2048
@@ -67,15 +70,23 @@ class SupervisedToken:
     """A token behind its host; implements `greatseald.ports.tokens.Token`. Belongs to one event loop."""
 
     def __init__(
-        self, settings: TokenSettings, *, on_state: OnState | None = None, on_fatal: OnFatal | None = None
+        self,
+        settings: TokenSettings,
+        *,
+        on_state: OnState | None = None,
+        on_touch: OnTouch | None = None,
+        on_fatal: OnFatal | None = None,
     ) -> None:
         self._settings = settings
         self._on_state = on_state
+        self._on_touch = on_touch
         self._on_fatal = on_fatal
+        self._awaited = ""
         self._state = TokenState.UNAVAILABLE
         self._detail = "not started"
         self._info: TokenInfo | None = None
-        self._breaker = Breaker()
+        # A pulled YubiKey is put back by a person, who then waits for it.
+        self._breaker = Breaker(_REPLUG_SECONDS if settings.kind == "yubikey-piv" else None)
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._connection: HostConnection | None = None
@@ -114,6 +125,11 @@ class SupervisedToken:
     def detail(self) -> str:
         """Why it is not ready, for people; empty when it is."""
         return self._detail
+
+    @property
+    def awaited(self) -> str:
+        """What a person is asked to do at the token just now."""
+        return self._awaited
 
     @property
     def info(self) -> TokenInfo | None:
@@ -281,6 +297,9 @@ class SupervisedToken:
     def _dispatch(self, message: FromHost) -> None:
         if isinstance(message, Results):
             self._results(message)
+        elif isinstance(message, TouchWait):
+            self._progress = asyncio.get_running_loop().time()
+            self._await_touch(message.what)
         elif isinstance(message, Pong):
             self._answered(message.id)
         elif isinstance(message, Key):
@@ -288,7 +307,7 @@ class SupervisedToken:
             self._answered(message.id)
             if future is not None and not future.done():
                 algorithms = tuple(Algorithm(name) for name in message.algorithms)
-                future.set_result(TokenKey(message.spki, algorithms))
+                future.set_result(TokenKey(message.spki, algorithms, tuple(message.attestation), message.custody))
         elif isinstance(message, KeyRefused):
             future = self._searches.get(message.id)
             self._answered(message.id)
@@ -442,7 +461,9 @@ class SupervisedToken:
                 connection.lost.result()
                 return
             now = loop.time()
-            if self._handed and now - self._progress > timeout:
+            # A person has touch_timeout; the last of the device's own waits may begin just before it is over.
+            limit = timeout + 2 * self._settings.touch_timeout if self._awaited else timeout
+            if self._handed and now - self._progress > limit:
                 connection.lose(f"an operation took longer than the token's operation_timeout of {timeout:g} s")
             elif not self._handed and now - pinged > _PING_SECONDS:
                 pinged = now
@@ -456,6 +477,7 @@ class SupervisedToken:
         detail = f"{reason}; the token may have signed"
         handed, self._handed, self._outstanding, self._messages = self._handed, {}, 0, 0
         self._idle.set()
+        self._await_touch("")
         for number, item in handed.items():
             if isinstance(item, Frame):
                 item.deliver([NotSigned(position, True, 0, detail, 0, True, False) for position in sorted(item.open)])
@@ -482,6 +504,12 @@ class SupervisedToken:
             self._settled.set()
         if (changed or note) and self._on_state is not None:
             self._on_state(self.name, state, detail or note)
+
+    def _await_touch(self, what: str) -> None:
+        if what != self._awaited:
+            self._awaited = what
+            if self._on_touch is not None:
+                self._on_touch(self.name, what)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """The supervising task never ends by itself: if it does, nobody would answer the calls that wait."""

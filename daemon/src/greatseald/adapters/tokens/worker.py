@@ -12,11 +12,10 @@ import struct
 import threading
 import time
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from greatseald.adapters.tokens import frames
-from greatseald.adapters.tokens.ckr import CKR, LoginVerdict, ckr_name, login_verdict
-from greatseald.adapters.tokens.cryptoki import CryptokiError
+from greatseald.adapters.tokens.device import DeviceError, DeviceUnusable, TokenNotFound, attempt_login, open_device
 from greatseald.adapters.tokens.engine import Engine
 from greatseald.adapters.tokens.frames import (
     FindKey,
@@ -31,6 +30,7 @@ from greatseald.adapters.tokens.frames import (
     Sign,
     Stop,
     ToHost,
+    TouchWait,
 )
 from greatseald.adapters.tokens.hardening import die_with_parent, harden, ignore_terminal_signals
 from greatseald.adapters.tokens.latch import FILE_NAME as LATCH_NAME
@@ -39,9 +39,7 @@ from greatseald.adapters.tokens.launch import say
 from greatseald.adapters.tokens.ledger import FILE_NAME as LEDGER_NAME
 from greatseald.adapters.tokens.ledger import Ledger, LedgerBroken, LedgerUnwritable
 from greatseald.adapters.tokens.pin import PinUnavailable, pin_source, read_pin
-from greatseald.adapters.tokens.pkcs11 import Module, ModuleUnusable, Session, TokenNotFound
-from greatseald.adapters.tokens.uris import UriInvalid, parse_uri
-from greatseald.adapters.tokens.vendors import profile_of
+from greatseald.adapters.tokens.uris import UriInvalid
 from greatseald.adapters.tokens.watchdog import EXIT_GAVE_UP, Watchdog
 from greatseald.domain.tokens import TokenSettings
 
@@ -136,8 +134,8 @@ class Worker:
         except PinAttemptForbidden as error:
             greeting = NotReady(frames.VERSION, locked=True, detail=str(error))
         except (
-            CryptokiError, LatchUnusable, LedgerBroken, LedgerUnwritable, PinUnavailable, UriInvalid,
-            ModuleUnusable, TokenNotFound, OSError,
+            DeviceError, DeviceUnusable, LatchUnusable, LedgerBroken, LedgerUnwritable, PinUnavailable, UriInvalid,
+            TokenNotFound, OSError,
         ) as error:  # fmt: skip
             message = str(error)
             prefix = "" if message.startswith("token ") else f"token {self._settings.name}: "
@@ -149,24 +147,22 @@ class Worker:
     def _open_token(self) -> Ready:
 
         settings = self._settings
-        uri = parse_uri(settings.uri)
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._ledger = Ledger(settings.state_dir / LEDGER_NAME)
         notes = [self._ledger.note] if self._ledger.note else []
         latch = PinLatch(settings.state_dir, settings.name, pin_source(settings))
         latch.refuse_if_closed()
         pin = read_pin(settings)
-        self._module = module = Module(settings.module, settings.init_args)
-        description = module.choose_token(uri)
-        first = module.open_session()
-        self._log_in(module, latch, first, pin)
-        profile = profile_of(description.manufacturer, description.model)
+        self._device, description = open_device(settings, self._announce_touch)
+        first = self._device.open_session()
+        self._log_in(latch, first, pin)
         self.engine = Engine(
-            settings, module, self._ledger, latch, pin, profile, self._watchdog, self._announce_end, self._end
+            settings, self._device, self._ledger, latch, pin, self._watchdog, self._announce_end, self._end
         )
         sessions = self.engine.start(first)
+        notes += self._device.notes
         if sessions < settings.sessions:
-            why = "the module cannot be used by several threads" if not module.parallel else "the token opens no more"
+            why = "the token opens no more" if self._device.parallel else "the module cannot be used by several threads"
             notes.append(f"{sessions} of {settings.sessions} sessions: {why}")
         return Ready(
             version=frames.VERSION,
@@ -178,36 +174,28 @@ class Worker:
             firmware=description.firmware,
             sequence=self._ledger.sequence,
             sessions=sessions,
-            algorithms=[algorithm.value for algorithm in module.advertised()],
+            algorithms=[algorithm.value for algorithm in self._device.advertised()],
             notes=notes,
         )
 
-    def _log_in(self, module: Module, latch: PinLatch, session: Session, pin: bytes | None) -> None:
+    def _log_in(self, latch: PinLatch, session: Any, pin: bytes | None) -> None:
         """The one login of this process.
 
         Raises:
             PinAttemptForbidden: the latch forbids it, or the PIN was refused.
             LatchUnusable: the latch cannot be kept.
-            CryptokiError: the token did not answer.
+            DeviceError: the token did not answer.
             PinUnavailable: the token wants a PIN and none is configured.
         """
+        device = self._device
         if pin is None:
-            if not module.wants_login:
+            if not device.wants_login:
                 return
-            if not module.has_pin_pad:
+            if not device.has_pin_pad:
                 message = f"token {self._settings.name} wants a PIN: set pin_file or pin_credential"
                 raise PinUnavailable(message)
-        latch.before_attempt(module.retry_counter, never_locks=self._settings.lockout == "none")
-        value = module.login(session, pin)
-        if value in (CKR.OK, CKR.USER_ALREADY_LOGGED_IN):
-            latch.succeeded()
-            return
-        outcome = login_verdict(value)
-        if outcome is LoginVerdict.REFUSED:
-            raise latch.refused(ckr_name(value))
-        if outcome is LoginVerdict.NOT_TRIED:
-            latch.not_tried()
-        raise CryptokiError("C_Login", value)
+        never_locks = self._settings.lockout == "none"
+        attempt_login(device, latch, lambda: device.login(session, pin), never_locks=never_locks)
 
     # -- serving ------------------------------------------------------------------------------------
 
@@ -301,6 +289,13 @@ class Worker:
         for connection in connections:
             connection.send(message)
 
+    def _announce_touch(self, what: str) -> None:
+        """Tell every front that the device waits for a touch, or (empty) that it no longer does."""
+        with self._connections_lock:
+            connections = [connection for connection in self._connections if connection.greeted]
+        for connection in connections:
+            connection.send(TouchWait(what))
+
     def _end(self) -> None:
         """End the process once the fronts have hung up, which they do when they have their answers."""
         self._finished.wait(_HANG_UP_SECONDS)
@@ -328,7 +323,7 @@ class Worker:
         if isinstance(self._greeting, Ready):
             if self.engine.stop(self._settings.operation_timeout):
                 with self._watchdog.watch(_STARTUP):
-                    self._module.close()
+                    self._device.close()
             with suppress(OSError):
                 self._ledger.close()
         os._exit(0)
