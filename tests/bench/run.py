@@ -7,7 +7,7 @@ JSON lines on stdout, one a measure:
      "aim", "rounds", "cores", "cpu_us": {process: µs a signature}, "checked": signatures and receipts checked}
 The table for people goes to stderr. Nothing here judges: a missed aim is reported, never an error.
 Rounds are paired (ours, bare, ours, bare …); `ratio` is the median of the rounds' ratios, `range`
-their lowest and highest, `value` and `baseline` medians of their own. CPU drifts on small machines:
+their lowest and highest (of the figures, where the aim is one for the figure itself), `value` and `baseline` medians of their own. CPU drifts on small machines:
 differences under 15 % between runs are noise.
 """
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_site import BenchKey, Site
+from log_scale import LARGE, QUICK, log_scale
 from report import Machine, page
 from result import Result, aim_text, is_met
 from rich.console import Console
@@ -45,6 +46,7 @@ class Bench:
         self._rounds = rounds
         self._seconds = seconds
         self._client = site.client()
+        self._scale: tuple[Result, Result] | None = None
 
     def batch(self, measure: str, key: BenchKey, aim: float, *, verify: bool = False, factor: float = 1.0) -> Result:
         """Batches of 256 from two callers, against the bare token on as many threads as suit it best."""
@@ -158,6 +160,30 @@ class Bench:
             worker.close()
         return result
 
+    def log_verify(self, side: str) -> Result:
+        """Entries a second of CPU through the offline verifier: `semantic` as a whole, or `hashes` only."""
+        name, aim = ("log-verify", 80_000) if side == "semantic" else ("log-verify-hashes", 200_000)
+        against = "SHA-256 of the same bundles, nothing else"
+        result = Result(name, "entries/s of CPU", against, aim, absolute=True)
+        worker = self._site.start("log_verify.py")
+        count = worker.ask("make", entries=max(10_000, int(25_000 * self._seconds)))["count"]
+        for _ in range(self._rounds):
+            got, plain = worker.ask(side), worker.ask("bare")
+            result.note(count / got["cpu"], count / plain["cpu"])
+            result.checked += got["checked"]
+            for which, answer in (("verifier", got), ("bare", plain)):
+                result.cpu_us.setdefault(which, []).append(1e6 * answer["cpu"] / count)
+        worker.close()
+        return result
+
+    def log_scale(self, which: int) -> Result:
+        """Start-up (0) or memory (1) of a daemon with a long log; both are measured at once, and once."""
+        if self._scale is None:
+            whole = self._seconds >= 1
+            with tempfile.TemporaryDirectory(prefix="greatseal-bench-") as directory:
+                self._scale = log_scale(Path(directory), self._rounds if whole else 1, LARGE if whole else QUICK)
+        return self._scale[which]
+
 
 class _Echo:
     """The echo server, fed with an answer that the daemon really gave."""
@@ -188,6 +214,10 @@ def measures(bench: Bench, site: Site) -> dict[str, Callable[[], Result]]:
         "unary-idle": bench.unary_idle,
         "slow-neighbour": bench.slow_neighbour,
         "audit-append": bench.audit_append,
+        "log-verify": lambda: bench.log_verify("semantic"),
+        "log-verify-hashes": lambda: bench.log_verify("hashes"),
+        "log-scale-start": lambda: bench.log_scale(0),
+        "log-scale-memory": lambda: bench.log_scale(1),
     }
 
 
@@ -200,6 +230,10 @@ NAMES = (
     "unary-idle",
     "slow-neighbour",
     "audit-append",
+    "log-verify",
+    "log-verify-hashes",
+    "log-scale-start",
+    "log-scale-memory",
 )
 
 
