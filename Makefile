@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
-.PHONY: help setup demo test check format bench bench-quick soak fuzz proto lock clean
+.PHONY: help setup demo test check format bench bench-quick soak fuzz fronts proto lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ soak: setup ## mixed load for SOAK_MINUTES (60): is memory flat, is latency, is 
 
 fuzz: setup ## fuzz every parser of foreign bytes for FUZZ_SECONDS in sum (180), guided by coverage
 	@$(PYTHON) tests/fuzz $(FUZZ_ARGS)
+
+fronts: setup ## three daemons on one PostgreSQL, killed and restarted at random for ten minutes
+	@GREATSEAL_FRONTS_SECONDS=$${GREATSEAL_FRONTS_SECONDS:-600} $(PYTHON) -m pytest -s tests/faults/test_fronts_killed.py $(PYTEST_ARGS)
 
 proto: setup ## generate clients/python/src/greatseal/v1 from protos/
 	@$(PYTHON) scripts/generate_stubs.py

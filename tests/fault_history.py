@@ -189,8 +189,16 @@ class Auditor:
         still_open = sorted(set(self.intents) - set(self.outcomes))
         assert not still_open, f"{len(still_open)} intents have no outcome: {still_open[:10]}"
 
-    def compare(self, load: Load, *shims: Any, tokens: tuple[str, ...] = ("soft",)) -> None:
-        """released ⊆ outcomes ⊆ the token's signatures ⊆ what the host let through ⊆ intents."""
+    def compare(
+        self, load: Load, *shims: Any, tokens: tuple[str, ...] = ("soft",), sites: tuple[FaultSite, ...] = ()
+    ) -> None:
+        """released ⊆ outcomes ⊆ the token's signatures ⊆ what the hosts (of all `sites`) let through ⊆ intents."""
+        ledgers = [
+            list(host_ledger(site.state_dir(token)))
+            for site in sites or (self.site,)
+            for token in tokens
+            if sites == () or (site.state_dir(token) / "ledger").exists()
+        ]
         for size, head in load.heads.items():
             assert self.roots.get(size) == head.root, (
                 f"the log does not extend the checkpoint of {size} that was released"
@@ -211,18 +219,15 @@ class Auditor:
                 assert r.to_bytes(32, "big") + s.to_bytes(32, "big") in made, (
                     f"the token never made outcome of {intent}"
                 )
-        let_through = Counter(digest for token in tokens for _, _, digest in host_ledger(self.site.state_dir(token)))
+        passed = [record for ledger in ledgers for record in ledger]
+        let_through = Counter(digest for _, _, digest in passed)
         for digest, count in Counter(call.digest for call in signed).items():
             assert count <= let_through[digest], f"the token signed {digest.hex()} more often than its host says"
         permitted = {(index, leaf) for index, leaf in self.leaves.items()}
-        for token in tokens:
-            passed = list(host_ledger(self.site.state_dir(token)))
-            for index, leaf, digest in passed:
-                assert (index, leaf) in permitted, (
-                    f"the host of {token} worked for intent {index}, which is not in the log"
-                )
-                assert self.intents[index]["tbs"] == digest.hex()
-            assert len({index for index, _, _ in passed}) == len(passed), "an intent went to the token twice"
+        for index, leaf, digest in passed:
+            assert (index, leaf) in permitted, f"a host worked for intent {index}, which is not in the log"
+            assert self.intents[index]["tbs"] == digest.hex()
+        assert len({index for index, _, _ in passed}) == len(passed), "an intent went to a token twice"
 
 
 _RECORD = struct.Struct(">QQQB7x32s64s")

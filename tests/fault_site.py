@@ -137,6 +137,13 @@ class Wire:
             raise refusal(error) from None
         return self._site.notes.open(answer.note)
 
+    def consistency(self, old: int, new: int) -> list[bytes]:
+        request = audit_pb2.GetConsistencyProofRequest(old_size=old, new_size=new)
+        try:
+            return list(self._audit.GetConsistencyProof(request, timeout=CALL_SECONDS).hashes)
+        except grpc.RpcError as error:
+            raise refusal(error) from None
+
     def entries(self, start: int = 0) -> list[bytes]:
         """Every entry from `start` on."""
         found: list[bytes] = []
@@ -159,9 +166,15 @@ class FaultSite:
     """The deployment, its shims and what an auditor holds of it: the log's key and the public keys."""
 
     def __init__(
-        self, parent: Path, *, two_tokens: bool = False, operation_timeout: int = 30, lockout: str = "none"
+        self,
+        parent: Path,
+        *,
+        two_tokens: bool = False,
+        operation_timeout: int = 30,
+        lockout: str = "none",
+        deployment: Deployment | None = None,
     ) -> None:
-        self.deployment = Deployment.create(parent)
+        self.deployment = deployment or Deployment.create(parent)
         self.directory = self.deployment.directory
         self.soft = pkcs11_shim.Shim(parent / "shim-soft")
         self.other = pkcs11_shim.Shim(parent / "shim-other")

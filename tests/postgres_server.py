@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests: its own cluster, a Unix socket only, fsync on, gone afterwards.
+"""A real PostgreSQL server for tests: its own cluster, a Unix socket (and TLS on loopback where asked), fsync on, gone afterwards.
 
     with PostgresServer.start() as server:
         url = server.empty_database()
@@ -25,12 +25,22 @@ import psycopg
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 """Where Debian 12 installs it."""
 
+BOOT, OTHER = bytes(range(16)), b"o" * 16
+"""Two fronts."""
+
+
+def database_of(url: str) -> str:
+    """The database that one of our URLs names."""
+    return url.partition("@/")[2].partition("?")[0]
+
 
 class PostgresServer:
     """A running server; make one with `start()`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: tuple[str, ...] = ()) -> None:
         self.directory = directory
+        self.settings = settings
+        self.port = 5432
         self._databases: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._as_user = ["setpriv", "--pdeathsig", "INT"]
@@ -40,12 +50,15 @@ class PostgresServer:
 
     @classmethod
     @contextmanager
-    def start(cls) -> Iterator[PostgresServer]:
+    def start(cls, *settings: str, hba: str = "") -> Iterator[PostgresServer]:
+        """Run one with further `settings` (name=value) and with lines before those that trust everybody on the socket."""
         # Not under pytest's own directory, which only root may enter.
         directory = Path(tempfile.mkdtemp(prefix="greatseal-pg-"))
         try:
-            server = cls(directory)
+            server = cls(directory, settings)
             server._run("initdb", "-D", str(directory / "data"), "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8")
+            rules = directory / "data" / "pg_hba.conf"
+            rules.write_text(hba + rules.read_text())
             server.up()
             try:
                 yield server
@@ -56,7 +69,7 @@ class PostgresServer:
 
     def up(self) -> None:
         command = [*self._as_user, str(BINARIES / "postgres"), "-D", str(self.directory / "data")]
-        for setting in ("listen_addresses=", f"unix_socket_directories={self.directory}"):
+        for setting in ("listen_addresses=", f"unix_socket_directories={self.directory}", *self.settings):
             command += ["-c", setting]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", env={"LC_ALL": "C"})
@@ -78,8 +91,24 @@ class PostgresServer:
             self._process.wait(30)
             self._process = None
 
+    def base_backup(self, name: str) -> None:
+        """Copy the running cluster with pg_basebackup."""
+        target = str(self.directory / name)
+        self._run("pg_basebackup", "-D", target, "-h", str(self.directory), "-U", "postgres", "-c", "fast", "--no-sync")
+
+    def go_back_to(self, name: str) -> None:
+        """Put a base backup in place of the stopped cluster."""
+        (self.directory / "data").rename(self.directory / f"data before {name}")
+        (self.directory / name).rename(self.directory / "data")
+
+    def give(self, path: Path) -> None:
+        """Make a file the server's own: it reads no key that others own."""
+        path.chmod(0o600)
+        if os.geteuid() == 0:
+            shutil.chown(path, "postgres", "postgres")
+
     def url(self, database: str, user: str = "postgres") -> str:
-        return f"postgresql://{user}@/{database}?host={quote(str(self.directory), safe='')}"
+        return f"postgresql://{user}@/{database}?host={quote(str(self.directory), safe='')}&port={self.port}"
 
     def empty_database(self, name: str = "log") -> str:
         """Return the URL of a database without a log. One of the same name is used again: making one costs 0.3 s."""

@@ -15,6 +15,7 @@ import random
 import sys
 from contextlib import closing
 
+from greatseald.adapters import logs
 from greatseald.adapters.store.opening import open_store
 from greatseald.ports.store import FencesLost, RequestKey, Store, StoreBroken, StoreUnusable
 from store_writing import StoreWriter
@@ -54,6 +55,7 @@ def recover(store: Store, boot: bytes, name: str, commits: int) -> None:
 
 def main(what: str, url: str, *arguments: str) -> int:
     boot = os.urandom(16)
+    logs.configure("warning")
     try:
         store = open_store(url, boot)
     except StoreUnusable as error:

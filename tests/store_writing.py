@@ -35,6 +35,11 @@ class StoreWriter:
         if head is None:
             return
         assert head.mac == mac(head.size, head.root, head.frontier)
+        if self.tree.size:  # as a front does: only what is new
+            self.tree.mark()
+            self.tree.append([leaf_hash(entry) for entry in self.store.entries(self.tree.size, head.size)])
+            assert self.tree.root() == head.root
+            return
         self.tree = Tree.load(head.size, head.frontier, self.store.tile, self.store.entries, root=head.root)
 
     def build(

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import psycopg
 import pytest
 
 from greatseald.adapters.store import postgres_schema
+from greatseald.adapters.store.options import StoreOptions
 from greatseald.adapters.store.postgres import PostgresStore
-from greatseald.ports.store import HeadMoved, Store, StoreBroken, StoreError, StoreUnusable
-from postgres_server import PostgresServer
+from greatseald.ports.store import HeadMoved, RequestKey, Store, StoreBroken, StoreError, StoreUnusable
+from postgres_proxy import CommitCutter
+from postgres_server import BOOT, OTHER, PostgresServer, database_of
 from store_writing import StoreWriter, check_log
 
 pytestmark = pytest.mark.postgres
-
-BOOT, OTHER = bytes(range(16)), b"o" * 16
-
-
-def database_of(url: str) -> str:
-    return re.search(r"@/(\w+)\?", url)[1]  # type: ignore[index]
 
 
 class WaitingCommit:
@@ -97,6 +94,96 @@ def test_a_connection_lost_at_commit_leaves_the_fate_unknown(
     assert commit.error is not None
     assert "COMMIT" in str(commit.error)
     check_log(opened(postgres_url))
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_connection_cut_at_commit_ends_the_front_whatever_became_of_it(
+    committed: bool, postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    """The server has committed and its answer is lost, or it never heard of it: the front cannot tell, a restart can."""
+    with CommitCutter(postgres) as proxy:
+        store = opened(proxy.url(database_of(postgres_url)), BOOT)
+        writer = StoreWriter(store, BOOT)
+        writer.write([b"sound"])
+        proxy.cut_next(after=committed)
+        with pytest.raises(StoreBroken, match="COMMIT, and whether it was committed is not known"):
+            writer.write([b"in doubt"])
+        with pytest.raises(StoreBroken):
+            writer.write([b"more"])
+        assert proxy.cuts == 1
+    again = opened(postgres_url, OTHER)
+    assert check_log(again) == [b"sound"] + [b"in doubt"] * committed
+    StoreWriter(again, OTHER).write([b"goes on"])
+    check_log(again)
+
+
+def test_a_front_notices_that_it_counts_as_dead_without_writing(
+    postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    store = opened(postgres_url)
+    store.check_alive()
+    postgres.run(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' "
+        f"AND database = (SELECT oid FROM pg_database WHERE datname = '{database_of(postgres_url)}')"
+    )
+    with pytest.raises(StoreBroken, match="a check of its commit connection"):
+        store.check_alive()
+
+
+def test_a_front_whose_lock_was_given_away_by_a_pooler_ends(postgres_url: str, opened: Callable[..., Store]) -> None:
+    store = opened(postgres_url)
+    store._writer.execute("SELECT pg_advisory_unlock_all()")  # type: ignore[attr-defined]
+    with pytest.raises(StoreBroken, match="A pooler that changes sessions cannot be used"):
+        store.check_alive()
+
+
+def test_a_refused_append_that_is_not_tried_again_keeps_nobody_waiting(
+    postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    slow, fast = StoreWriter(opened(postgres_url, BOOT), BOOT), StoreWriter(opened(postgres_url, OTHER), OTHER)
+    stale = slow.build([b"stale"])
+    fast.write([b"fast"])
+    with pytest.raises(HeadMoved):
+        slow.commit(stale)
+    slow.store.check_alive()
+    fast.write([b"fast again"])
+
+
+def test_a_server_that_makes_us_wait_too_long_for_the_head_ends_the_front(
+    postgres: PostgresServer, postgres_url: str
+) -> None:
+    with (
+        closing(PostgresStore(postgres_url, BOOT, StoreOptions(lock_timeout=0.2))) as store,
+        psycopg.connect(postgres.url(database_of(postgres_url))) as stuck,
+    ):
+        stuck.execute("SELECT * FROM greatseal.head FOR UPDATE")
+        with pytest.raises(StoreBroken, match="lock timeout"):
+            StoreWriter(store, BOOT).write([b"x"])
+
+
+def test_a_reader_that_was_cut_while_idle_is_replaced(
+    postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    store = opened(postgres_url)
+    StoreWriter(store, BOOT).write([b"x"])
+    assert store.entries(0, 1) == [b"x"]
+    postgres.run(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'greatseald' "
+        "AND pid NOT IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')"
+    )
+    assert store.entries(0, 1) == [b"x"]
+
+
+def test_only_one_front_forgets_and_nobody_dies_of_it(postgres_url: str, opened: Callable[..., Store]) -> None:
+    stores = [opened(postgres_url, BOOT), opened(postgres_url, OTHER)]
+    writer = StoreWriter(stores[0], BOOT)
+    keys = [RequestKey(bytes([number]) * 16, b"c" * 16, 1) for number in range(100)]
+    writer.write([b"%d" % number for number in range(100)], opens=True, requests=keys)
+    writer.write([b"o"] * 100, closes=range(100))
+    with ThreadPoolExecutor(2) as pool:
+        done = sum(pool.map(lambda store: sum(store.forget_requests(10_000, 7) for _ in range(40)), stores))
+    assert done == 100
+    assert stores[0].attempts(b"c" * 16, bytes(16)) == []
 
 
 def test_a_front_that_lost_its_session_writes_no_more_and_counts_as_dead(
@@ -192,52 +279,14 @@ def test_no_message_shows_the_password(postgres_url: str) -> None:
     assert "hunter2" not in str(refused.value)
 
 
-# ------------------------------------------------------------------------------- rights and schema
-
-
-def test_the_documented_rights_suffice_and_do_not_reach_the_entries(
-    postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
-) -> None:
-    opened(postgres_url).close()
-    name = database_of(postgres_url)
-    for statement in re.findall(r"^    ((?:CREATE ROLE|GRANT) .*?;)", postgres_schema.__doc__ or "", re.MULTILINE):
-        postgres.run(statement, name)
-    front = postgres.url(name, "greatseal_front")
-    try:
-        with closing(PostgresStore(front, BOOT)) as store:
-            writer = StoreWriter(store, BOOT)
-            writer.write([b"%d" % number for number in range(256)], opens=True)
-            writer.write([b"o"], closes=[0])
-            assert store.forget_requests(10_000, 10) == 0
-        with closing(PostgresStore(front, OTHER)) as store:
-            assert len(store.open_intents()) == 255
-            check_log(store)
-        for forbidden in (
-            "UPDATE greatseal.commits SET size = 9",
-            "DELETE FROM greatseal.commits",
-            "DROP TABLE greatseal.head",
-        ):
-            with pytest.raises(Exception, match=r"permission denied|must be owner"):
-                postgres.run(f"SET ROLE greatseal_front; {forbidden}", name)
-    finally:
-        postgres.run("DROP OWNED BY greatseal_front", name)
-        postgres.run("DROP ROLE greatseal_front")
-
-
-def test_a_role_without_rights_is_told_what_to_do(postgres: PostgresServer, postgres_url: str) -> None:
-    postgres.run("CREATE ROLE stranger LOGIN")
-    try:
-        with pytest.raises(StoreUnusable, match=r"may not make or read the schema greatseal.*as its owner"):
-            PostgresStore(postgres.url(database_of(postgres_url), "stranger"), BOOT)
-    finally:
-        postgres.run("DROP ROLE stranger")
+# ------------------------------------------------------------------------------------- schema
 
 
 def test_an_older_schema_is_migrated_and_a_newer_one_refused(postgres_url: str, opened: Callable[..., Store]) -> None:
     with closing(opened(postgres_url)) as store:
         StoreWriter(store, BOOT).write([b"a", b"b"])
     newer = (*postgres_schema.MIGRATIONS, "CREATE TABLE greatseal.notes AS SELECT size FROM greatseal.commits")
-    with closing(PostgresStore(postgres_url, BOOT, newer)) as store:
+    with closing(PostgresStore(postgres_url, BOOT, migrations=newer)) as store:
         assert check_log(store) == [b"a", b"b"]
     with pytest.raises(StoreUnusable, match="schema version 2, and this greatseald knows versions up to 1"):
         opened(postgres_url)
@@ -247,8 +296,53 @@ def test_a_migration_that_fails_changes_nothing(postgres_url: str, opened: Calla
     opened(postgres_url).close()
     broken = (*postgres_schema.MIGRATIONS, "CREATE TABLE greatseal.notes (x INTEGER); SELECT 1 / 0")
     with pytest.raises(StoreUnusable, match="division by zero"):
-        PostgresStore(postgres_url, BOOT, broken)
+        PostgresStore(postgres_url, BOOT, migrations=broken)
     StoreWriter(opened(postgres_url), BOOT).write([b"goes on"])
+
+
+def test_a_schema_is_not_migrated_under_a_front_that_runs(postgres_url: str, opened: Callable[..., Store]) -> None:
+    older = opened(postgres_url)
+    newer = (*postgres_schema.MIGRATIONS, "CREATE TABLE greatseal.notes (x INTEGER)")
+    with pytest.raises(StoreUnusable, match="other fronts still run on it"):
+        PostgresStore(postgres_url, BOOT, migrations=newer)
+    StoreWriter(older, BOOT).write([b"goes on"])
+    older.close()
+    with closing(PostgresStore(postgres_url, OTHER, migrations=newer)) as store:
+        assert check_log(store) == [b"goes on"]
+
+
+def test_many_fronts_that_find_an_empty_database_make_one_schema(postgres_url: str) -> None:
+    boots = [bytes([number]) * 16 for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda boot: PostgresStore(postgres_url, boot), boots))
+    for store, boot in zip(stores, boots, strict=True):
+        StoreWriter(store, boot).write([boot])
+    assert check_log(stores[0]) == boots
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "alteration",
+    [
+        "ALTER TABLE greatseal.commits ADD COLUMN note text",
+        "ALTER TABLE greatseal.requests ALTER COLUMN attempt TYPE integer",
+        "DROP TABLE greatseal.outcomes",
+        "CREATE RULE quiet AS ON INSERT TO greatseal.open_intents DO INSTEAD NOTHING",
+        "ALTER TABLE greatseal.commits ENABLE ROW LEVEL SECURITY",
+        (
+            "CREATE FUNCTION greatseal.late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+            "CREATE TRIGGER late BEFORE INSERT ON greatseal.commits FOR EACH ROW EXECUTE FUNCTION greatseal.late()"
+        ),
+    ],
+)
+def test_an_altered_schema_is_refused(
+    alteration: str, postgres: PostgresServer, postgres_url: str, opened: Callable[..., Store]
+) -> None:
+    opened(postgres_url).close()
+    postgres.run(alteration, database_of(postgres_url))
+    with pytest.raises(StoreUnusable, match="differs from its schema version in: "):
+        opened(postgres_url)
 
 
 def test_somebody_elses_schema_is_refused(postgres: PostgresServer, postgres_url: str) -> None:

@@ -10,13 +10,19 @@ so that the anchor knows of it first.
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import structlog
 
 from greatseald.app.gathering import Gathering
+from greatseald.app.recovery import CLOSE_AT_ONCE, unknown_outcomes
 from greatseald.app.writer import ABSENT, SignedHead, Work
 from greatseald.domain import entries as entry_format
 from greatseald.domain.errors import ArgumentInvalid, DiskReserveReached, EntryNotFound, LogUnavailable
+from greatseald.domain.tree import TreeDisagrees
+from greatseald.ports.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +31,10 @@ if TYPE_CHECKING:
     from greatseald.domain.tree import Tree
     from greatseald.ports.reserve import Reserve
     from greatseald.ports.store import Attempt, RequestKey, Store
+
+
+_log = structlog.get_logger("greatseald.log")
+_T = TypeVar("_T")
 
 
 class Placed(NamedTuple):
@@ -61,7 +71,9 @@ class AuditLog:
         origin: str,
         instance: str,
         clock: Callable[[], float],
+        shared: bool = False,
     ) -> None:
+        """Stand before a writer. `shared` says that other fronts write to the same store."""
         self._writer = writer
         self._gathering = Gathering(writer)
         self._store = store
@@ -70,6 +82,7 @@ class AuditLog:
         self.origin = origin
         self.instance = instance
         self.clock = clock
+        self._shared = shared
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -158,6 +171,26 @@ class AuditLog:
         """Release the newest checkpoint."""
         return (await self.prove(())).head
 
+    async def follow(self) -> None:
+        """Take in what other fronts have committed, and prove that this one still counts as alive."""
+        await self._gathering.submit(Work(self._future()))
+
+    async def close_dead_intents(self) -> int:
+        """Close what other fronts left open when they died, so that its callers may ask again; return how many.
+
+        Raises:
+            LogRefused: the fences or the entries are not what a front wrote.
+        """
+        found = (await asyncio.to_thread(self._store.open_intents))[:CLOSE_AT_ONCE]
+        if not found:
+            return 0
+        await self.follow()
+        make = functools.partial(unknown_outcomes, instance=self.instance, origin=self.origin, now=self.clock())
+        entries = await asyncio.to_thread(make, self._store, self._tree, found)
+        closes = [intent.intent for intent in found]
+        done = await self._gathering.submit(Work(self._future(), entries, closes=closes, of_the_dead=True))
+        return sum(index != ABSENT for index in done.indexes)
+
     async def forget_requests(self, before: float) -> int:
         """Forget request ids older than `before` (Unix seconds), a bounded number; return how many."""
         return (await self._gathering.submit(Work(self._future(), forget_before_ms=int(before * 1000)))).forgotten
@@ -170,20 +203,29 @@ class AuditLog:
         """Return the exact bytes of an entry that an attempt names, whichever front wrote it. Reads the store."""
         return self._store.entries(index, index + 1)[0]
 
-    def entry(self, index: int) -> bytes:
-        """Return the exact bytes of one committed entry. Reads the store: not for the event loop.
+    async def entry(self, index: int) -> bytes:
+        """Return the exact bytes of one committed entry, whichever front wrote it.
 
         Raises:
             EntryNotFound: the log is not that long.
         """
-        if not 0 <= index < self.size:
+        if not 0 <= index < await self.size_for(index + 1):
             message = f"the log has {self.size} entries, and none with index {index}"
             raise EntryNotFound(message)
-        return self._store.entries(index, index + 1)[0]
+        return (await self.entries(index, index + 1))[0]
 
     async def entries(self, start: int, end: int) -> list[bytes]:
-        """Return the exact bytes of committed entries `start` to `end` (excluded), clipped to the log."""
-        return await asyncio.to_thread(self._store.entries, max(start, 0), min(end, self.size))
+        """Return the exact bytes of committed entries `start` to `end` (excluded), clipped to the log.
+
+        Raises:
+            LogUnavailable: they cannot be read, or some are missing.
+        """
+        start, end = max(start, 0), min(end, self.size)
+        found = await _read(lambda: self._store.entries(start, end))
+        if len(found) != max(0, end - start):
+            message = f"of the entries {start} to {end - 1} the database has {len(found)}: it was altered"
+            raise LogUnavailable(message)
+        return found
 
     async def inclusion(self, index: int, size: int = 0) -> tuple[int, list[bytes]]:
         """Return the tree size (the newest for 0) and the inclusion proof of an entry in it.
@@ -191,11 +233,11 @@ class AuditLog:
         Raises:
             ArgumentInvalid: the index is not below the size, or the size beyond the log.
         """
-        size = self._tree_size(size)
+        size = await self._tree_size(size or await self.size_for(index + 1))
         if not 0 <= index < size:
             message = f"index {index} is not in a tree of {size} entries"
             raise ArgumentInvalid(message, field="index")
-        proof = await asyncio.to_thread(lambda: self._tree.prover(size).inclusion(index))
+        proof = await _read(lambda: self._tree.prover(size).inclusion(index))
         return size, [proof[offset : offset + 32] for offset in range(0, len(proof), 32)]
 
     async def consistency(self, old: int, new: int = 0) -> tuple[int, list[bytes]]:
@@ -204,22 +246,38 @@ class AuditLog:
         Raises:
             ArgumentInvalid: the sizes are out of order or beyond the log.
         """
-        new = self._tree_size(new)
+        new = await self._tree_size(new or await self.size_for(old))
         if not 1 <= old <= new:
             message = f"old_size must be from 1 to {new}, not {old}"
             raise ArgumentInvalid(message, field="old_size")
-        return new, await asyncio.to_thread(lambda: self._tree.prover(new).consistency(old, new))
+        return new, await _read(lambda: self._tree.prover(new).consistency(old, new))
 
-    def _tree_size(self, asked: int) -> int:
-        size = self.size
+    async def _tree_size(self, asked: int) -> int:
+        size = await self.size_for(asked)
         if asked > size:
             message = f"the log has {size} entries, not {asked}"
             raise ArgumentInvalid(message, field="tree_size", log_size=str(size))
-        return asked or size
+        return asked
+
+    async def size_for(self, wanted: int) -> int:
+        """Return the log's size; where more entries are wanted than this front knows of, others may have written them."""
+        if wanted > self.size and self._shared:
+            await self.follow()
+        return self.size
 
     def _future(self) -> asyncio.Future[Work]:
         assert self._loop is not None  # noqa: S101 - start() set it
         return self._loop.create_future()
+
+
+async def _read(read: Callable[[], _T]) -> _T:
+    """Read off the event loop. What cannot be read now is the log's business, and no fault of the daemon."""
+    try:
+        return await asyncio.to_thread(read)
+    except (StoreError, TreeDisagrees) as error:
+        _log.error("log_unreadable", why=str(error))
+        message = "the audit log cannot be read now; the daemon's own log says why"
+        raise LogUnavailable(message) from error
 
 
 def _proven(work: Work) -> Proven:

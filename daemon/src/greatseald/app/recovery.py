@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from greatseal.tlog import split_hashes, verify_inclusion
+from greatseal.verification import ProofInvalid
 from greatseald.domain import entries as entry_format
 from greatseald.domain.heads import HeadForged, HeadSeal
-from greatseald.domain.tree import Tree, TreeDisagrees, leaf_hash
+from greatseald.domain.tree import Prover, Tree, TreeDisagrees, leaf_hash
 from greatseald.ports.anchor import Anchor, Anchored, AnchorError
 from greatseald.ports.store import Append, Closing, FencesLost, Head, HeadMoved, OpenIntent, Store, Tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CLOSE_AT_ONCE: Final = 1000
+CLOSE_AT_ONCE: Final = 1000
+_READ_AT_ONCE: Final = 1000
 
 
 class LogRefused(Exception):
@@ -114,10 +117,21 @@ def close_dead_intents(
 ) -> int:
     """Close with `unknown` every intent that a dead boot left open; return how many.
 
-    Such an intent may have been signed and was certainly not released.
+    Such an intent may have been signed and was certainly not released. The fences that name them are rows that
+    whoever writes the database can plant: an intent counts as open only if the log has no outcome of it.
+
+    Raises:
+        LogRefused: a fence names an entry that is no open intent, or an entry was edited.
     """
     closed = 0
-    while open_intents := store.open_intents()[:_CLOSE_AT_ONCE]:
+    checked: set[int] = set()
+    while found := store.open_intents():
+        _follow(store, tree, seal)
+        fresh = {intent.intent for intent in found} - checked
+        if fresh:
+            _require_open(store, tree, fresh)
+            checked |= fresh
+        open_intents = found[:CLOSE_AT_ONCE]
         written = [_unknown(store, intent, instance, origin, clock()) for intent in open_intents]
         mark = tree.mark()
         size = tree.size
@@ -131,10 +145,79 @@ def close_dead_intents(
         except (HeadMoved, FencesLost):
             # Another front recovers at the same time: begin again from what it wrote.
             tree.rewind(mark)
-            _extend(store, tree, seal)
             continue
         closed += len(written)
+    store.check_alive()
     return closed
+
+
+def unknown_outcomes(
+    store: Store, tree: Tree, found: list[OpenIntent], *, instance: str, origin: str, now: float
+) -> list[bytes]:
+    """Return the outcomes, `unknown`, of intents that another front died over, while this one runs.
+
+    The tree must reach beyond them.
+
+    Raises:
+        LogRefused: as `close_dead_intents`.
+    """
+    _require_open(store, tree, {intent.intent for intent in found})
+    return [_unknown(store, intent, instance, origin, now) for intent in found]
+
+
+class _Intent(msgspec.Struct):
+    """Whose outcome it is."""
+
+    index: int
+
+
+class _Kind(msgspec.Struct):
+    """What an entry is."""
+
+    t: str
+    intent: _Intent | None = None
+
+
+def _require_open(store: Store, tree: Tree, intents: set[int]) -> None:
+    """Read the log from the oldest of the intents on: each is an intent of the tree, and none has an outcome."""
+    prover = tree.prover(tree.size)
+    outcomes: dict[int, int] = {}
+    for start in range(min(intents), tree.size, _READ_AT_ONCE):
+        data = store.entries(start, min(start + _READ_AT_ONCE, tree.size))
+        for index, entry in enumerate(data, start):
+            kind = _kind(entry)
+            if index in intents:
+                _require_entry(index, entry, prover)
+                if kind.t != "intent":
+                    message = f"the fences name entry {index} as an open intent, and it is none: somebody wrote into the database"
+                    raise LogRefused(message)
+            elif kind.t == "outcome" and kind.intent is not None and kind.intent.index in intents:
+                outcomes[kind.intent.index] = index
+    if not outcomes:
+        return
+    # An outcome and the end of its fence are one commit, so that a fence which is still there was put there.
+    for intent in store.open_intents():
+        if intent.intent in outcomes:
+            message = (
+                f"the fences name intent {intent.intent} as open, and entry {outcomes[intent.intent]} is its outcome: "
+                "somebody wrote into the database. Delete that row of open_intents, and find out who did"
+            )
+            raise LogRefused(message)
+
+
+def _require_entry(index: int, entry: bytes, prover: Prover) -> None:
+    try:
+        verify_inclusion(index, prover.size, leaf_hash(entry), split_hashes(prover.inclusion(index)), prover.root())
+    except (ValueError, ProofInvalid, TreeDisagrees) as error:
+        message = f"entry {index} of the log is not the one that its tree has: it was edited. Restore the database from a backup"
+        raise LogRefused(message) from error
+
+
+def _kind(entry: bytes) -> _Kind:
+    try:
+        return msgspec.json.decode(entry, type=_Kind)
+    except msgspec.MsgspecError:
+        return _Kind("")
 
 
 def _unknown(store: Store, intent: OpenIntent, instance: str, origin: str, now: float) -> bytes:
@@ -158,10 +241,17 @@ def _unknown(store: Store, intent: OpenIntent, instance: str, origin: str, now: 
     return entry_format.encode(outcome)
 
 
-def _extend(store: Store, tree: Tree, seal: HeadSeal) -> None:
+def _follow(store: Store, tree: Tree, seal: HeadSeal) -> None:
+    """Take in what another front has written meanwhile, if its head is genuine."""
     head = store.head()
-    if head is None or head.size < tree.size:
-        message = f"the log went back while it was being recovered (it had {tree.size} entries)"
+    size = head.size if head is not None else 0
+    if size < tree.size:
+        message = f"the log went back while it was being recovered (it had {tree.size} entries, and has {size})"
         raise LogRefused(message)
+    if head is None or size == tree.size:
+        return
     seal.check(head.size, head.root, head.frontier, head.mac)
     tree.append([leaf_hash(entry) for entry in store.entries(tree.size, head.size)])
+    if tree.size != head.size or tree.root() != head.root:
+        message = f"the entries of the log up to {head.size} do not have the root that its head row says"
+        raise LogRefused(message)

@@ -22,6 +22,8 @@ import msgspec
 import structlog
 
 from greatseal.errors import VerificationFailed
+from greatseal.tlog import leaf_hash, split_hashes, verify_inclusion
+from greatseal.verification import ProofInvalid
 from greatseald.app.admission import Admitted, SignRequest, action_of
 from greatseald.app.job import Call, Job
 from greatseald.app.keys import record_halt
@@ -377,6 +379,9 @@ class Signing:
             proven = await self._log.prove([(job.intent_index, job.outcome_index) for job in shown])
             head = proven.head
             proofs = {id(job): proof for job, proof in zip(shown, proven.proofs, strict=True)}
+        for job in shown:
+            if job.replayed and head is not None:
+                _require_record(job, proofs[id(job)], head)
         errors = {position: job.failure for position, job in ended.items() if not job.released} | refused
         if errors:
             await self._record(call, items, errors)
@@ -411,6 +416,20 @@ class _RecordedOutcome(msgspec.Struct):
 
     res: str
     sig: str = ""
+
+
+def _require_record(job: Job, proof: tuple[bytes, bytes], head: SignedHead) -> None:
+    """Refuse to release again what the database says now and the tree does not: somebody has edited a row."""
+    both = ((job.intent_index, job.intent_entry, proof[0]), (job.outcome_index, job.outcome_entry, proof[1]))
+    for index, entry, hashes in both:
+        try:
+            verify_inclusion(index, head.size, leaf_hash(entry), split_hashes(hashes), head.root)
+        except ProofInvalid as error:
+            _log.error("record_altered", request_id=job.request.request_id, index=index, why=str(error))
+            job.error = LogUnavailable(
+                f"entry {index}, which is on record of request {job.request.request_id}, is not the one that the log's "
+                "tree has: the database was altered, and nothing of it is released"
+            )
 
 
 def _take(key: SigningKey, algorithm: Algorithm, jobs: list[Job], chunk: list[SignResult]) -> None:

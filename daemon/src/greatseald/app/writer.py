@@ -83,7 +83,8 @@ class Work:
     an attempt was on record already or another front had closed the intent; and where `released`
     was asked for, `head` is the checkpoint and `proofs` has one (intent's, outcome's) pair for each
     of `closes` that was written and then for each of `prove`. With `forget_before_ms`, a bounded
-    number of requests on record from before that time (Unix, milliseconds) is forgotten.
+    number of requests on record from before that time (Unix, milliseconds) is forgotten. `of_the_dead`
+    says that `closes` are intents of other boots.
     """
 
     future: asyncio.Future[Work]
@@ -92,6 +93,7 @@ class Work:
     closes: list[int] | None = None
     prove: Sequence[tuple[int, int]] = ()
     released: bool = False
+    of_the_dead: bool = False
     forget_before_ms: int | None = None
     forgotten: int = 0
     leaves: Sequence[bytes] = ()
@@ -146,6 +148,7 @@ class LogWriter:
         self._open = 0
         self._head: SignedHead | None = None
         self._local = local
+        self._committed = local
         self._rounds = threading.Lock()
         self._round_seconds = 1.0
         self.size = tree.size
@@ -276,7 +279,8 @@ class LogWriter:
                 _refuse_known(works, set(known.keys))
             else:
                 self.size = self._tree.size
-                self._open += len(batch.opened) - len(batch.closed)
+                self._committed = True
+                self._open += len(batch.opened) - len(batch.closed) + _closed_for_the_dead(works)
                 return len(batch.entries)
 
     def _assemble(self, works: list[Work]) -> Append:
@@ -311,8 +315,9 @@ class LogWriter:
 
     def _catch_up(self) -> None:
         """Take in what other fronts have written, so that a checkpoint asked for here is the log's newest."""
+        self._store.check_alive()
         head = self._store.head()
-        if head is not None and head.size != self._tree.size:
+        if (head.size if head is not None else 0) != self._tree.size:
             self._follow()
             self.size = self._tree.size
 
@@ -323,8 +328,12 @@ class LogWriter:
             message = f"the log has gone back from {self._tree.size} entries to {head.size if head else 0}"
             raise LogUnavailable(message)
         self._seal.check(head.size, head.root, head.frontier, head.mac)
-        entries = self._store.entries(self._tree.size, head.size)
-        self._tree.append([leaf_hash(entry) for entry in entries])
+        while self._tree.size < head.size:
+            entries = self._store.entries(self._tree.size, min(head.size, self._tree.size + _MAX_ROUND_ENTRIES))
+            if not entries:
+                break
+            self._tree.mark()  # what others have committed is never undone
+            self._tree.append([leaf_hash(entry) for entry in entries])
         if self._tree.size != head.size or self._tree.root() != head.root:
             message = f"the entries of the log up to {head.size} do not have the root that its head row says"
             raise LogUnavailable(message)
@@ -350,6 +359,10 @@ class LogWriter:
             work.proofs = [(inclusion(intent), inclusion(outcome)) for intent, outcome in pairs]
 
     def _signed_head(self) -> SignedHead:
+        if not self._committed:
+            # On a shared store a commit that is visible may still be lost in a failover; one of our own confirms it.
+            message = "no checkpoint is signed before this boot has committed an entry"
+            raise LogUnavailable(message)
         if self._head is None or self._head.size != self._tree.size:
             root = self._tree.root()
             self._head = SignedHead(self._tree.size, root, self._sign_head(self._tree.size, root))
@@ -393,6 +406,10 @@ def _take_rest(work: Work, index: int, entries: list[bytes], leaves: list[bytes]
             index += 1
     work.indexes = indexes
     return index
+
+
+def _closed_for_the_dead(works: list[Work]) -> int:
+    return sum(len(work.indexes) - work.indexes.count(ABSENT) for work in works if work.of_the_dead)
 
 
 def _refuse_closed(works: list[Work], lost: set[int]) -> None:

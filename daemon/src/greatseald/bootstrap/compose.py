@@ -25,7 +25,8 @@ from greatseald.adapters.halts import FileHalts
 from greatseald.adapters.metrics import PrometheusMetrics
 from greatseald.adapters.sinks.cursor import FileCursor
 from greatseald.adapters.sinks.opening import FORMATS, open_sink
-from greatseald.adapters.store.opening import open_store, sqlite_path
+from greatseald.adapters.store.opening import is_shared, open_store, sqlite_path
+from greatseald.adapters.store.options import StoreOptions
 from greatseald.adapters.tokens.uris import parse_uri
 from greatseald.adapters.tokens.yubikey.slots import SCHEME, parse_slot
 from greatseald.app.access import Access
@@ -36,7 +37,7 @@ from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import advance_anchor, check_anchor, close_dead_intents, open_tree
 from greatseald.app.sign import Signing
 from greatseald.app.writer import LogWriter
-from greatseald.config import FileProblem, Settings, load, read_head_mac_key, read_log_key
+from greatseald.config import FileProblem, Settings, load, read_head_mac_key, read_log_key, read_store_password
 from greatseald.domain.heads import HeadSeal
 from greatseald.ports.store import Store
 from greatseald.ports.tokens import Token
@@ -65,6 +66,7 @@ class OpenLog:
     recovered: int
     size_before: int
     root_before: bytes
+    shared: bool
 
     def close(self) -> None:
         """Release store and anchor, after the log has stopped."""
@@ -103,6 +105,24 @@ def _check_uri(text: str, names_object: bool) -> None:
         raise ValueError("must name the token: token=LABEL, serial=NUMBER or slot-id=NUMBER")
 
 
+def store_options(settings: Settings) -> StoreOptions:
+    """Return what `[store]` says beside the URL, the password read from where it lies.
+
+    Raises:
+        FileProblem: the password cannot be read.
+    """
+    table = settings.store
+    return StoreOptions(
+        password=read_store_password(table),
+        connect_timeout=table.connect_timeout,
+        statement_timeout=table.statement_timeout,
+        lock_timeout=table.lock_timeout,
+        idle_timeout=table.idle_timeout,
+        readers=table.readers,
+        wait_for_server=table.wait_for_server,
+    )
+
+
 def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable[[BaseException], None]) -> OpenLog:
     """Open the store, prove that the log is ours and whole, and close what a dead boot left open.
 
@@ -113,7 +133,8 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
     table = settings.log
     seal = HeadSeal(read_head_mac_key(table.head_mac_key_file))
     signer = NoteSigner(table.origin, read_log_key(table.key_file))
-    store = open_store(settings.store.url, boot.bytes)
+    shared = is_shared(settings.store.url)
+    store = open_store(settings.store.url, boot.bytes, store_options(settings))
     reserve = _reserve(settings)
     reserve.shortage()  # on a full volume this lets the reserve go, so that recovery can write
     try:
@@ -121,23 +142,25 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
         try:
             tree = open_tree(store, seal)
             size_before, root_before = tree.size, tree.root()
-            check_anchor(tree, anchor)
+            anchored = check_anchor(tree, anchor)
             recovered = close_dead_intents(
                 store, tree, seal, boot=boot.bytes, instance=str(boot), origin=table.origin, clock=time.time
             )
-            advance_anchor(anchor, tree)
+            if not shared:
+                advance_anchor(anchor, tree)
+                anchored = tree.size
             writer = LogWriter(
                 store=store,
                 tree=tree,
                 seal=seal,
                 sign_head=lambda size, root: Checkpoint(table.origin, size, root).sign(signer),
                 anchor=anchor,
-                anchored=tree.size,
+                anchored=anchored,
                 boot=boot.bytes,
                 clock=time.time,
                 metrics=metrics,
                 on_broken=on_broken,
-                local=settings.store.url.startswith("sqlite:"),
+                local=not shared,
             )
         except BaseException:
             anchor.close()
@@ -153,8 +176,9 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
         origin=table.origin,
         instance=str(boot),
         clock=time.time,
+        shared=shared,
     )
-    return OpenLog(log, store, anchor, reserve, recovered, size_before, root_before)
+    return OpenLog(log, store, anchor, reserve, recovered, size_before, root_before, shared)
 
 
 def build_core(settings: Settings, log: AuditLog, metrics: PrometheusMetrics, tokens: dict[str, Token]) -> Core:
@@ -241,6 +265,6 @@ def build_outboxes(settings: Settings, log: AuditLog, metrics: PrometheusMetrics
 
 def _reserve(settings: Settings) -> DiskReserve:
     """Watch the log's volume where it is ours: PostgreSQL's is its server's business."""
-    if settings.store.url.startswith("sqlite:"):
+    if not is_shared(settings.store.url):
         return DiskReserve(sqlite_path(settings.store.url), settings.log.reserve_bytes)
     return DiskReserve(str(settings.log.anchor), 0)

@@ -23,7 +23,7 @@ import uvloop
 from greatseald.adapters import logs, service_manager
 from greatseald.adapters.metrics import CONTENT_TYPE, PrometheusMetrics
 from greatseald.adapters.status_http import StatusServer
-from greatseald.app.housekeeping import keep_house
+from greatseald.app.housekeeping import follow_others, keep_house
 from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import LogRefused
 from greatseald.bootstrap import compose
@@ -84,6 +84,7 @@ class _Daemon:
         self.stop_reason = ""
         self.tasks: set[asyncio.Task[Any]] = set()
         self.outboxes: list[asyncio.Task[Any]] = []
+        self.following: asyncio.Task[Any] | None = None
         self.why_not_serving = "starting"
 
     async def run(self) -> int:
@@ -174,6 +175,10 @@ class _Daemon:
             "recovered_intents": opened.recovered,
         }
         await opened.log.record_admin("start", **info)
+        if opened.shared:
+            # Only now: what a server showed when it was connected to is certain once a commit of our own is.
+            await opened.log.checkpoint()
+            self.following = self._spawn(follow_others(opened.log))
         for warning in self.settings.warnings:
             _log.warning("configuration", warning=warning)
         _log.info("starting", address=address, instance=opened.log.instance, pid=os.getpid(), **info)
@@ -319,6 +324,8 @@ class _Daemon:
         for outbox in self.outboxes:
             outbox.cancel()  # what it has not delivered, the next start delivers
         await asyncio.gather(*self.outboxes, return_exceptions=True)
+        if self.following is not None:
+            self.following.cancel()  # it reads the store, which is about to close
         await asyncio.to_thread(opened.log.stop)
         await watch.stop()
         core.verifiers.shutdown(wait=False, cancel_futures=True)

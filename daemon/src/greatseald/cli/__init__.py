@@ -31,6 +31,12 @@ app.add_typer(clients, name="client")
 app.add_typer(yubikeys, name="yubikey")
 keys = typer.Typer(help="Keys of a daemon that runs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys, name="key")
+stores = typer.Typer(
+    help="The database of the audit log: its schema, its versions, its roles.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(stores, name="store")
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
@@ -163,6 +169,78 @@ def client_add(
             days=days,
             as_json=json,
         )
+
+
+OwnerOption = Annotated[
+    str,
+    typer.Option(
+        "--as",
+        metavar="URL",
+        help="URL of the role that owns the schema; the configuration's otherwise. No password in it.",
+    ),
+]
+OwnerPasswordOption = Annotated[
+    Path | None,
+    typer.Option("--as-password-file", help="File of mode 0600 with that role's password.", show_default=False),
+]
+FrontOption = Annotated[
+    str,
+    typer.Option("--front-role", help="The daemons' role, which gets its rights; the user of [store] url otherwise."),
+]
+ReaderOption = Annotated[str, typer.Option("--reader-role", help="A role that may read and nothing else.")]
+
+
+@stores.command("init")
+def store_init(
+    config: ConfigOption,
+    owner: OwnerOption = "",
+    owner_password: OwnerPasswordOption = None,
+    front_role: FrontOption = "",
+    reader_role: ReaderOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Make the schema in an empty database, and give the daemons' role its rights and no others."""
+    from greatseald.cli.store import prepare
+
+    with reporting():
+        prepare(config, owner, owner_password, front=front_role, reader=reader_role, must_be_empty=True, as_json=json)
+
+
+@stores.command("migrate")
+def store_migrate(
+    config: ConfigOption,
+    owner: OwnerOption = "",
+    owner_password: OwnerPasswordOption = None,
+    front_role: FrontOption = "",
+    reader_role: ReaderOption = "",
+    json: JsonOption = False,
+) -> None:
+    """Bring an older schema to this version while no daemon runs, and give the roles their rights again."""
+    from greatseald.cli.store import prepare
+
+    with reporting():
+        prepare(config, owner, owner_password, front=front_role, reader=reader_role, must_be_empty=False, as_json=json)
+
+
+@stores.command("status")
+def store_status(config: ConfigOption, json: JsonOption = False) -> None:
+    """Say what the database holds and which fronts run on it."""
+    from greatseald.cli.store import status
+
+    with reporting():
+        status(config, as_json=json)
+
+
+@stores.command("sql")
+def store_sql(
+    front_role: Annotated[str, typer.Option("--front-role", help="The daemons' role.")] = "greatseal_front",
+    reader_role: ReaderOption = "",
+) -> None:
+    """Write the SQL of init to stdout, for a database administrator who runs it by hand."""
+    from greatseald.cli.store import write_sql
+
+    with reporting():
+        write_sql(front_role, reader_role)
 
 
 @app.command()

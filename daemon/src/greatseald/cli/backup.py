@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from greatseald.cli.exits import UNAVAILABLE, UNEXPECTED, USAGE, CommandFailed, emit, say
-from greatseald.config import ConfigError, Settings, load
+from greatseald.config import ConfigError, FileProblem, Settings, load
 
 
 def make_backup(config: Path, path: Path, *, as_json: bool) -> None:
@@ -24,6 +24,7 @@ def make_backup(config: Path, path: Path, *, as_json: bool) -> None:
         CommandFailed: `path` exists or cannot be written, the configuration is wrong, the store cannot be opened.
     """
     from greatseald.adapters.store.opening import open_store
+    from greatseald.bootstrap.compose import store_options
     from greatseald.ports.store import StoreError, StoreUnusable
     from greatseald.rpc import admin_client
 
@@ -38,13 +39,13 @@ def make_backup(config: Path, path: Path, *, as_json: bool) -> None:
         if made is not None:
             entries, size, by = made.log_size, made.size_bytes, "daemon"
         else:
-            with closing(open_store(settings.store.url, secrets.token_bytes(16))) as store:
+            with closing(open_store(settings.store.url, secrets.token_bytes(16), store_options(settings))) as store:
                 store.backup(str(target))
                 head = store.head()
             entries, size, by = head.size if head else 0, target.stat().st_size, "offline"
     except admin_client.AdminRefused as error:
         raise CommandFailed(UNEXPECTED, f"the daemon could not write the backup: {error}") from error
-    except StoreUnusable as error:
+    except (StoreUnusable, FileProblem) as error:
         raise CommandFailed(UNAVAILABLE, str(error)) from error
     except StoreError as error:
         raise CommandFailed(UNEXPECTED, str(error)) from error
@@ -91,6 +92,9 @@ def restore_backup(config: Path, path: Path, *, replace: bool, as_json: bool) ->
 
 
 def _load(config: Path) -> Settings:
+    from greatseald.adapters import logs
+
+    logs.configure("warning")
     try:
         return load(config, os.environ)
     except ConfigError as error:

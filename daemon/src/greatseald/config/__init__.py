@@ -6,7 +6,14 @@ What is here knows no adapter: `settings.rules()` and `settings.key_settings()` 
 objects, and the tables of tokens and store are turned into adapters by `greatseald.bootstrap`.
 """
 
-from greatseald.config.checks import FileProblem, read_head_mac_key, read_header, read_log_key, read_tls
+from greatseald.config.checks import (
+    FileProblem,
+    read_head_mac_key,
+    read_header,
+    read_log_key,
+    read_store_password,
+    read_tls,
+)
 from greatseald.config.loading import load, load_token
 from greatseald.config.problems import ConfigError, ConfigProblem
 from greatseald.config.settings import (
@@ -38,6 +45,7 @@ __all__ = [
     "read_head_mac_key",
     "read_header",
     "read_log_key",
+    "read_store_password",
     "read_tls",
     "split_endpoint",
 ]

@@ -166,6 +166,35 @@ def read_header(path: Path) -> tuple[str, str]:
     return name, value.strip()
 
 
+def read_store_password(store: Any) -> str:
+    """Read the store's password from its file or the service manager's credential; "" where neither is named.
+
+    Raises:
+        FileProblem: it cannot be read, others can read it, or it is no single line of up to 1,024 characters.
+    """
+    if store.password_file is not None:
+        path = store.password_file
+    elif store.password_credential:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        if not directory:
+            raise FileProblem(
+                f"names the credential {store.password_credential}, and there are none (CREDENTIALS_DIRECTORY is not set)",
+                "start the daemon from a unit with LoadCredential= or LoadCredentialEncrypted=",
+            )
+        path = Path(directory) / store.password_credential
+    else:
+        return ""
+    # A credential's directory is private to the unit; its files are of mode 0440 there.
+    data = read_file(path, secret=store.password_file is not None)
+    try:
+        password = data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise FileProblem(f"names {path}, which is not UTF-8") from error
+    if not 0 < len(password) <= 1024 or not password.isprintable():
+        raise FileProblem(f"names {path}, which does not hold one line of 1 to 1,024 characters")
+    return password
+
+
 def read_tls(cert: Path, key: Path, client_ca: Path) -> tuple[bytes, bytes, bytes]:
     """Read and match the server's chain, its private key and the clients' CAs, as PEM.
 
@@ -218,11 +247,8 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
     if values.get("log"):
         _attempt(report, ("log", "key_file"), lambda: read_log_key(values["log"].key_file))
         _attempt(report, ("log", "head_mac_key_file"), lambda: read_head_mac_key(values["log"].head_mac_key_file))
-    if values.get("store") and values["store"].has_password:
-        try:
-            check_secret_mode(file)
-        except FileProblem as problem:
-            report(("store", "url"), "holds a password, and others can read this file", problem.hint)
+    if values.get("store"):
+        _check_store(values["store"], file, report)
     _check_own_mode(file, report)
     for table in ("tokens", "keys"):
         for number, row in enumerate(values[table]):
@@ -240,6 +266,16 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
     _check_names("outbox", values["outbox"], report)
     _check_outboxes(values["outbox"], report, found)
     return found
+
+
+def _check_store(store: Any, file: Path, report: Report) -> None:
+    if store.has_password:
+        try:
+            check_secret_mode(file)
+        except FileProblem as problem:
+            report(("store", "url"), "holds a password, and others can read this file", problem.hint)
+    if store.password_file is not None:
+        _attempt(report, ("store", "password_file"), lambda: read_store_password(store))
 
 
 def _check_own_mode(file: Path, report: Report) -> None:

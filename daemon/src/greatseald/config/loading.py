@@ -195,6 +195,10 @@ class _Reader:
             values[name] = [self.table(_model_of(name, row), row, (name, number)) for number, row in enumerate(rows)]
         values["tokens"] = [token and self.with_state_dir(token) for token in values["tokens"]]
         values["outbox"] = [outbox and self.with_cursor(outbox) for outbox in values["outbox"]]
+        if ("store", "url") in self.sources and values.get("store") and values["store"].has_password:
+            self.problem(
+                ("store", "url"), "holds a password, and an environment is no place for one", "use password_file"
+            )
         found = checks.check(values, self.path, self.problem, self.check_uri)
         if self.problems:
             raise ConfigError(sorted(self.problems, key=lambda problem: (problem.line, problem.key)))

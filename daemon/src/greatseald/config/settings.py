@@ -85,6 +85,12 @@ def _store_url(text: str) -> str:
     return text
 
 
+def _credential(text: str) -> str:
+    if text and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}", text) is None:
+        raise ValueError("must be the plain name of a credential, not a path")
+    return text
+
+
 def _key_uri(text: str) -> str:
     lowered = text.lower()
     if "pin-value" in lowered or "pin-source" in lowered:
@@ -190,17 +196,38 @@ class StoreSettings(Table):
     """`[store]`: where the log is kept."""
 
     url: Annotated[str, AfterValidator(_store_url)]
+    password_file: FilePath | None = None
+    password_credential: Annotated[str, AfterValidator(_credential)] = ""
+    connect_timeout: Seconds = 10.0
+    statement_timeout: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    lock_timeout: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    idle_timeout: Seconds = 10.0
+    readers: Annotated[int, Field(ge=1, le=64)] = 4
+    wait_for_server: Annotated[float, Field(ge=0, le=3600)] = 30.0
 
     @property
     def has_password(self) -> bool:
         """Whether the URL holds a password, which makes the file a secret."""
-        return urlsplit(self.url).password is not None or "password=" in urlsplit(self.url).query
+        parts = urlsplit(self.url)
+        return ":" in parts.netloc.rpartition("@")[0] or re.search(r"(?:^|&)(?:ssl)?password=", parts.query) is not None
 
     @property
     def safe_url(self) -> str:
         """The URL without user, password and parameters, for people and for the hash."""
         parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        # By hand: PostgreSQL takes several hosts, which are no port to urlsplit.
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @model_validator(mode="after")
+    def _fits_its_scheme(self) -> Self:
+        further = self.model_fields_set - {"url"}
+        if urlsplit(self.url).scheme == "sqlite" and further:
+            raise ValueError(
+                f"has {', '.join(sorted(further))}, which are for PostgreSQL, and a url that begins with sqlite"
+            )
+        if sum((self.password_file is not None, bool(self.password_credential), self.has_password)) > 1:
+            raise ValueError("names more than one password: use one of password_file, password_credential and the url")
+        return self
 
 
 class LogSettings(Table):

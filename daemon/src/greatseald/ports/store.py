@@ -136,6 +136,16 @@ class StoreBroken(StoreError):
 class Store(Protocol):
     """Durable storage of the log's entries, head, tiles, fences and requests."""
 
+    def check_alive(self) -> None:
+        """Let go of what a refused append holds, and prove that this boot still counts as alive.
+
+        Called by the writer's thread, now and then and whenever no append follows a HeadMoved.
+
+        Raises:
+            StoreBroken: others may have closed this boot's intents; the process must end.
+        """
+        ...
+
     def head(self) -> Head | None:
         """Return the newest head, or None for an empty log."""
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from greatseal.v1 import audit_pb2
@@ -66,7 +65,7 @@ class AuditService:
         """Return one entry."""
         await self._admit(call, "")
         index = conversion.parse_entry_name(request.name, self._log.name)
-        return self._entry(index, await asyncio.to_thread(self._log.entry, index))
+        return self._entry(index, await self._log.entry(index))
 
     async def list_entries(self, call: Call, request: audit_pb2.ListEntriesRequest) -> audit_pb2.ListEntriesResponse:
         """Return a page of entries in either order."""
@@ -74,11 +73,11 @@ class AuditService:
         query = audit_filter.query(request)
         limit = conversion.page_size(request.page_size, _PAGE, _MAX_PAGE)
         kind = audit_filter.token_kind(request)
-        size = self._log.size
         start = request.start_index
         if request.page_token:
             start = _index(conversion.read_page_token(kind, request.page_token))
-        elif request.descending and not start:
+        size = await self._log.size_for(start + 1)
+        if not request.page_token and request.descending and not start:
             start = max(size - 1, 0)
         page = await self._search.page(
             query,

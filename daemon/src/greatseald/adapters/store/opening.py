@@ -12,19 +12,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from greatseald.adapters.store.options import DEFAULTS, StoreOptions
 from greatseald.ports.store import StoreError, StoreUnusable
 
 if TYPE_CHECKING:
     from greatseald.ports.store import Store
 
 
-def open_store(url: str, boot: bytes) -> Store:
+def open_store(url: str, boot: bytes, options: StoreOptions = DEFAULTS) -> Store:
     """Open the store that `url` names for the run `boot` (16 bytes).
+
+    `options` are for a shared store.
 
     Raises:
         StoreUnusable: unknown scheme, missing driver, or the store refuses; the message says what to do.
     """
-    return SCHEMES[_scheme(url)](url, boot)
+    return SCHEMES[_scheme(url)](url, boot, options)
 
 
 def restore(source: str, url: str, *, replace: bool = False) -> str | None:
@@ -59,23 +62,35 @@ def _scheme(url: str) -> str:
     return scheme
 
 
-def _open_sqlite(url: str, boot: bytes) -> Store:
+def is_shared(url: str) -> bool:
+    """Whether other fronts may write to the store as well, across a network. Raises StoreUnusable."""
+    return _scheme(url) != "sqlite"
+
+
+def _open_sqlite(url: str, boot: bytes, _options: StoreOptions) -> Store:
     from greatseald.adapters.store.sqlite import SqliteStore
 
     return SqliteStore(sqlite_path(url), boot)
 
 
-def _open_postgres(url: str, boot: bytes) -> Store:
+def require_postgres() -> None:
+    """Raise StoreUnusable where PostgreSQL's client is not installed."""
     try:
-        from greatseald.adapters.store.postgres import PostgresStore
+        import psycopg  # noqa: F401 - whether it is there
     except ImportError as error:
         raise StoreUnusable(
             f"a PostgreSQL log needs psycopg 3, which is not installed ({error}): pip install 'greatseald[postgres]'"
         ) from error
-    return PostgresStore(url, boot)
 
 
-SCHEMES: Final[dict[str, Callable[[str, bytes], Store]]] = {
+def _open_postgres(url: str, boot: bytes, options: StoreOptions) -> Store:
+    require_postgres()
+    from greatseald.adapters.store.postgres import PostgresStore
+
+    return PostgresStore(url, boot, options)
+
+
+SCHEMES: Final[dict[str, Callable[[str, bytes, StoreOptions], Store]]] = {
     "sqlite": _open_sqlite,
     "postgresql": _open_postgres,
     "postgres": _open_postgres,

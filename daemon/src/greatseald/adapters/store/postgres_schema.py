@@ -4,16 +4,11 @@ The tables are those of `sqlite_schema`, and one more: `head`, a single row, whi
 before it extends the log. Index numbers come from `head.size`, never from a sequence, because a
 rollback leaves gaps in a sequence.
 
-Everything lies in the schema `greatseal` of the database that the URL names. The role that makes it
-(the first that opens it) owns it. For production let an owner open it once, and run the daemon as
-another role with exactly these rights:
+Everything lies in the schema `greatseal` of the database that the URL names; the role that makes it owns
+it. Whoever owns it may make and migrate it, and a front's role may not (`postgres_roles`).
 
-    CREATE ROLE greatseal_front LOGIN;
-    GRANT USAGE ON SCHEMA greatseal TO greatseal_front;
-    GRANT SELECT ON ALL TABLES IN SCHEMA greatseal TO greatseal_front;
-    GRANT INSERT ON greatseal.commits, greatseal.tiles TO greatseal_front;        -- entries: never UPDATE, never DELETE
-    GRANT UPDATE ON greatseal.head TO greatseal_front;
-    GRANT INSERT, DELETE ON greatseal.open_intents, greatseal.requests, greatseal.outcomes TO greatseal_front;
+Each front holds a shared advisory lock for as long as it runs. A migration takes it alone, so that no
+front of an older version goes on writing to a schema that has become a newer one under it.
 """
 
 from __future__ import annotations
@@ -78,37 +73,118 @@ MIGRATIONS: Final[tuple[str, ...]] = (
 _LOCK: Final = 0x47534C31
 """Advisory lock (a transaction's) that lets one front at a time look at the version and migrate."""
 
+_IN_USE: Final = 0x47534C32
+"""Advisory lock: shared by every running front, exclusive for a migration."""
 
-def bring_up(connection: psycopg.Connection[Any], where: str, migrations: Sequence[str] = MIGRATIONS) -> None:
-    """Make the database's schema the newest one, or refuse it.
+_COLUMNS: Final = {
+    "schema_version": "version integer",
+    "head": "one boolean, size bigint, root bytea, frontier bytea, mac bytea",
+    "commits": "size bigint, time_ms bigint, boot bytea, root bytea, frontier bytea, mac bytea, entries bytea",
+    "tiles": "level integer, idx bigint, data bytea",
+    "open_intents": "idx bigint, boot bytea",
+    "outcomes": "intent bigint, outcome bigint",
+    "requests": "request_id bytea, caller bytea, attempt bigint, request_hash bytea, intent bigint",
+}
+"""What the newest version's tables are. Further tables do not matter."""
+
+
+def bring_up(connection: psycopg.Connection[Any], where: str, migrations: Sequence[str] = MIGRATIONS) -> int:
+    """Make the database's schema the newest one, or refuse it; return the version that it had.
+
+    The session keeps the shared lock that says that the schema is in use.
 
     Raises:
-        StoreUnusable: newer than this daemon, foreign, or the role may not make it.
+        StoreUnusable: newer than this daemon, foreign, altered, in use by older fronts, or the role may not make it.
     """
     try:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            version = _version(connection, where)
-            if version > len(migrations):
-                raise StoreUnusable(
-                    f"{where} has schema version {version}, and this greatseald knows versions up to {len(migrations)}. "
-                    "Run the greatseald that wrote it, or a newer one; a newer log is never written by an older daemon"
-                )
-            if version == len(migrations):
-                return
-            if version == 0:
-                connection.execute("CREATE SCHEMA greatseal")
-                connection.execute("CREATE TABLE greatseal.schema_version (version INTEGER NOT NULL)")
-                connection.execute("INSERT INTO greatseal.schema_version VALUES (0)")
-            for script in migrations[version:]:
-                # No parameters: several statements in one string are allowed.
-                connection.execute(script.encode())
-            connection.execute("UPDATE greatseal.schema_version SET version = %s", (len(migrations),))
+            version = require_known(connection, where, migrations)
+            if version < len(migrations):
+                _migrate(connection, where, version, migrations)
+            _require_tables(connection, where)
+            # Under _LOCK, so that no migration comes between.
+            connection.execute("SELECT pg_advisory_lock_shared(%s)", (_IN_USE,))
     except errors.InsufficientPrivilege as error:
         raise StoreUnusable(
-            f"{where}: this role may not make or read the schema greatseal ({error.diag.message_primary}). "
-            "Open the store once as its owner, then grant the rights that postgres_schema.py lists"
+            f"{where}: this role may not make, read or migrate the schema greatseal ({error.diag.message_primary}). "
+            "Run `greatseald store init` or `greatseald store migrate` with --as, the URL of the role that owns it"
         ) from error
+    return version
+
+
+def require_known(connection: psycopg.Connection[Any], where: str, migrations: Sequence[str] = MIGRATIONS) -> int:
+    """Return the version of the schema, 0 where there is none, or refuse it like `bring_up`."""
+    version = _version(connection, where)
+    if version > len(migrations):
+        raise StoreUnusable(
+            f"{where} has schema version {version}, and this greatseald knows versions up to {len(migrations)}. "
+            "Run the greatseald that wrote it, or a newer one; a newer log is never written by an older daemon"
+        )
+    return version
+
+
+def users(connection: psycopg.Connection[Any]) -> int:
+    """How many sessions of this database hold the lock of a running front."""
+    row = connection.execute(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND mode = 'ShareLock' AND classid = 0 "
+        "AND objid = %s AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        (_IN_USE,),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def script(migrations: Sequence[str] = MIGRATIONS) -> str:
+    """The SQL that makes the newest schema in an empty database, for those who run such things by hand."""
+    parts = [*_FIRST, *(migration.strip() for migration in migrations), _set_version(len(migrations))]
+    return "".join(part.rstrip(";") + ";\n" for part in parts)
+
+
+_FIRST: Final = (
+    "CREATE SCHEMA greatseal",
+    "CREATE TABLE greatseal.schema_version (version INTEGER NOT NULL)",
+    "INSERT INTO greatseal.schema_version VALUES (0)",
+)
+
+
+def _set_version(version: int) -> str:
+    return f"UPDATE greatseal.schema_version SET version = {version:d}"  # noqa: S608 - a number
+
+
+def _migrate(connection: psycopg.Connection[Any], where: str, version: int, migrations: Sequence[str]) -> None:
+    alone = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (_IN_USE,)).fetchone() == (True,)
+    if version and not alone:
+        raise StoreUnusable(
+            f"{where} has schema version {version} and must become {len(migrations)}, but other fronts still run on it. "
+            "Stop them all, then start this one or run `greatseald store migrate`"
+        )
+    if version == 0:
+        for statement in _FIRST:
+            connection.execute(statement)
+    for migration in migrations[version:]:
+        # No parameters: several statements in one string are allowed.
+        connection.execute(migration.encode())
+    connection.execute(_set_version(len(migrations)).encode())
+
+
+def _require_tables(connection: psycopg.Connection[Any], where: str) -> None:
+    rows = connection.execute(
+        """
+        SELECT c.relname, string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE c.relnamespace = 'greatseal'::regnamespace AND c.relkind = 'r' AND NOT c.relrowsecurity
+        AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid)
+        AND NOT EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid)
+        GROUP BY c.relname
+        """
+    ).fetchall()
+    found = dict(rows)
+    different = sorted(table for table, columns in _COLUMNS.items() if found.get(table) != columns)
+    if different:
+        raise StoreUnusable(
+            f"{where} differs from its schema version in: {', '.join(different)} (columns, triggers, rules or row "
+            "security). Somebody has altered the database; restore it from a backup, or undo that"
+        )
 
 
 def _version(connection: psycopg.Connection[Any], where: str) -> int:

@@ -215,6 +215,11 @@ class SqliteStore:
             """
         return [Attempt(*row) for row in self._rows(query, (request_id, caller))]
 
+    def check_alive(self) -> None:
+        """Nothing to do: the file's lock cannot be lost."""
+        if self._broken is not None:
+            raise StoreBroken(self._broken)
+
     def forget_requests(self, before_time_ms: int, limit: int) -> int:
         """Look at `limit` requests from the smallest id on and at as many from where the last call ended.
 
