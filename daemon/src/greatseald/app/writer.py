@@ -293,6 +293,19 @@ class LogWriter:
         for work in works:
             if not work.leaves:
                 work.leaves = [leaf_hash(entry) for entry in work.entries]
+            if (
+                len(work.entries) == 1 and not work.refused
+            ):  # most works, written out: what they cost is what a call costs
+                work.indexes = (index,)
+                entries.append(work.entries[0])
+                leaves.append(work.leaves[0])
+                if work.requests is not None:
+                    requests.append(NewRequest(*work.requests[0], index))
+                    opened.append(index)
+                elif work.closes is not None:
+                    closed.append(Closing(work.closes[0], index))
+                index += 1
+                continue
             if work.refused:
                 index = _take_rest(work, index, entries, leaves)
             else:
@@ -353,10 +366,10 @@ class LogWriter:
             if not work.released:
                 continue
             work.head = head
-            pairs = [*work.prove]
-            if work.closes is not None:
-                pairs[:0] = [pair for pair in zip(work.closes, work.indexes, strict=True) if pair[1] != ABSENT]
-            work.proofs = [(inclusion(intent), inclusion(outcome)) for intent, outcome in pairs]
+            written = zip(work.closes or (), work.indexes if work.closes else (), strict=True)
+            work.proofs = [(inclusion(intent), inclusion(outcome)) for intent, outcome in written if outcome != ABSENT]
+            if work.prove:
+                work.proofs += [(inclusion(intent), inclusion(outcome)) for intent, outcome in work.prove]
 
     def _signed_head(self) -> SignedHead:
         if not self._committed:
