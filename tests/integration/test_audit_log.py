@@ -286,7 +286,7 @@ def test_reads_beyond_the_log_are_refused_by_name(site: Site) -> None:
     async def work(log: AuditLog) -> None:
         await log.record_admin("start")
         with pytest.raises(EntryNotFound):
-            log.entry(1)
+            await log.entry(1)
         with pytest.raises(ArgumentInvalid):
             await log.inclusion(1)
         with pytest.raises(ArgumentInvalid):

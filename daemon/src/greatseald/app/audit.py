@@ -148,12 +148,12 @@ class AuditLog:
 
         `alone` is as in `open_intents`.
         """
-        work = Work(self._future(), entries, closes=intents, prove=list(also), released=True)
+        work = Work(self._future(), entries, closes=intents, prove=also, released=True)
         return _proven(await self._gathering.submit(work, alone=alone))
 
     async def prove(self, pairs: Sequence[tuple[int, int]]) -> Proven:
         """Prove pairs of committed entries (intent, outcome) under the newest checkpoint."""
-        return _proven(await self._gathering.submit(Work(self._future(), prove=list(pairs), released=True)))
+        return _proven(await self._gathering.submit(Work(self._future(), prove=pairs, released=True)))
 
     async def record(self, entry: entry_format.Entry) -> int:
         """Commit an entry that opens and closes nothing; return its index."""
@@ -291,4 +291,5 @@ def _unreadable(error: Exception) -> LogUnavailable:
 
 def _proven(work: Work) -> Proven:
     assert work.head is not None  # noqa: S101 - the writer fills it in for released work
+    assert work.proofs is not None  # noqa: S101 - and this too
     return Proven(work.head, [None if index == ABSENT else index for index in work.indexes], work.proofs)
