@@ -343,3 +343,10 @@ def test_a_module_without_a_free_slot_makes_no_token_and_says_so(site: TokenSite
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "no slot with a token that is not initialised" in done.stderr
+
+
+@pytest.mark.parametrize("value", [CKR.FUNCTION_NOT_SUPPORTED, CKR.FUNCTION_FAILED])
+def test_a_module_that_lists_no_mechanisms_at_all_is_tried(site: TokenSite, value: CKR):
+    rule = shim_of(site).rule("C_GetMechanismList", "rv", value)
+    with asked_for(site, rule):
+        find_and_sign(site, "release", P256)

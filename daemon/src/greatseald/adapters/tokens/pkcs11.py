@@ -493,13 +493,18 @@ class Module:
     def advertised(self, algorithms: Iterable[Algorithm] = Algorithm) -> list[Algorithm]:
         """Those algorithms whose mechanism the token lists: a hint, since lists leave out what works and name what does not.
 
+        A module that has no list, as it says itself, lists nothing; what its keys can do is tried all the same.
+
         Raises:
-            CryptokiError: the token gives no list.
+            CryptokiError: the token is gone.
         """
         try:
             listed = {int(kind) for kind in self._token.slot.get_mechanisms()}
-        except pkcs11.PKCS11Error as error:
-            raise CryptokiError("C_GetMechanismList", return_value(error)) from error
+        except pkcs11.PKCS11Error as cause:
+            error = CryptokiError("C_GetMechanismList", return_value(cause))
+            if error.verdict.fresh_host:
+                raise error from cause
+            listed = set()
         return [algorithm for algorithm in algorithms if _MECHANISMS[algorithm] in listed]
 
     def _public_candidates(self, session: Session, key: Any, kind: KeyType) -> Iterator[tuple[str, Any]]:
