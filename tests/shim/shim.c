@@ -16,9 +16,16 @@
  *   actions: hang | segv | abort | exit | rv=N (the real module is not called) | late=N (the real
  *            module is called, then N is returned) | flip (one bit of the signature) | delay=MS |
  *            lockout=K (C_Login: CKR_PIN_LOCKED after K wrong PINs in a row, with the token's flags) |
- *            empty (C_GetSlotList: no token present)
+ *            empty (C_GetSlotList: no token present; C_GetMechanismList: no mechanism;
+ *            C_FindObjectsInit: no object is found) | omit=N (C_GetMechanismList: without mechanism N) |
+ *            of C_GetAttributeValue, for the attribute that `attr` names: hide (the object has none),
+ *            bare (its value without the DER header), badlen (the length byte of its DER header is one less),
+ *            number=N (it is the number N)
  *   keys:    after=N  leave the first N matching calls alone;  times=N  act N times, then no more;
- *            digest=HEX  only a C_Sign over a digest that begins so
+ *            digest=HEX  only a C_Sign over a digest that begins so;
+ *            mech=N, hash=N  only a C_SignInit of this mechanism, of RSA-PSS with this hash mechanism;
+ *            attr=N  only a C_GetAttributeValue of this attribute;
+ *            class=N  only a C_GetAttributeValue of an object, or a search for objects, of this class
  * A length query (C_Sign with no buffer) is passed on: it is no signature, no rule sees it.
  */
 #define _GNU_SOURCE
@@ -80,6 +87,10 @@ enum {
     CKR_OK = 0x00,
     CKR_GENERAL_ERROR = 0x05,
     CKR_ARGUMENTS_BAD = 0x07,
+    CKR_ATTRIBUTE_TYPE_INVALID = 0x12,
+    CKR_BUFFER_TOO_SMALL = 0x150,
+    CKA_CLASS = 0x00,
+    CKM_RSA_PKCS_PSS = 0x0D,
     CKR_PIN_INCORRECT = 0xA0,
     CKR_PIN_LOCKED = 0xA4,
     CKR_SESSION_COUNT = 0xB1,
@@ -91,13 +102,38 @@ enum {
 
 enum { MAX_RULES = 32, MAX_COUNTERS = 4096 };
 
-typedef enum { A_HANG, A_SEGV, A_ABORT, A_EXIT, A_RV, A_LATE, A_FLIP, A_DELAY, A_LOCKOUT, A_EMPTY } action_t;
+typedef enum {
+    A_HANG, A_SEGV, A_ABORT, A_EXIT, A_RV, A_LATE, A_FLIP, A_DELAY, A_LOCKOUT, A_EMPTY, A_OMIT, A_HIDE, A_BARE, A_BADLEN,
+    A_NUMBER
+} action_t;
+
+#define ANY (~0UL)
+
+/* What a rule may be narrowed to, and what a call is about. */
+typedef struct {
+    ulong_t mech, hash, attr, class;
+} subject_t;
+
+static const subject_t anything = {ANY, ANY, ANY, ANY};
+
+typedef struct {
+    ulong_t type;
+    void *value;
+    ulong_t len;
+} attribute_t;
+
+typedef struct {
+    ulong_t kind;
+    void *parameter;
+    ulong_t len;
+} mechanism_t;
 
 typedef struct {
     int id, function; /* function -1: every one */
     action_t action;
     ulong_t value, after, times; /* times 0: without end */
     char digest[130];
+    subject_t subject;
 } rule_t;
 
 static function_list_t *real, shim_list;
@@ -150,6 +186,7 @@ static int parse_rule(char *line, rule_t *rule) {
     char *save = NULL, *word = strtok_r(line, " \t\n", &save);
     if (word == NULL) return 0;
     memset(rule, 0, sizeof *rule);
+    rule->subject = anything;
     rule->id = atoi(word);
     rule->function = -2;
     word = strtok_r(NULL, " \t\n", &save);
@@ -165,7 +202,9 @@ static int parse_rule(char *line, rule_t *rule) {
         const char *word;
         action_t action;
     } table[] = {{"hang", A_HANG}, {"segv", A_SEGV}, {"abort", A_ABORT}, {"exit", A_EXIT},       {"rv", A_RV},
-                 {"late", A_LATE}, {"flip", A_FLIP}, {"delay", A_DELAY}, {"lockout", A_LOCKOUT}, {"empty", A_EMPTY}};
+                 {"late", A_LATE}, {"flip", A_FLIP}, {"delay", A_DELAY}, {"lockout", A_LOCKOUT}, {"empty", A_EMPTY},
+                 {"omit", A_OMIT}, {"hide", A_HIDE}, {"bare", A_BARE},   {"badlen", A_BADLEN},
+                 {"number", A_NUMBER}};
     int known = 0;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (strcmp(word, table[i].word) == 0) rule->action = table[i].action, known = 1;
@@ -177,6 +216,14 @@ static int parse_rule(char *line, rule_t *rule) {
             rule->times = strtoul(word + 6, NULL, 0);
         else if (strncmp(word, "digest=", 7) == 0)
             snprintf(rule->digest, sizeof rule->digest, "%s", word + 7);
+        else if (strncmp(word, "mech=", 5) == 0)
+            rule->subject.mech = strtoul(word + 5, NULL, 0);
+        else if (strncmp(word, "hash=", 5) == 0)
+            rule->subject.hash = strtoul(word + 5, NULL, 0);
+        else if (strncmp(word, "attr=", 5) == 0)
+            rule->subject.attr = strtoul(word + 5, NULL, 0);
+        else if (strncmp(word, "class=", 6) == 0)
+            rule->subject.class = strtoul(word + 6, NULL, 0);
         else
             return -1;
     }
@@ -209,8 +256,10 @@ static void read_control(void) { /* control_lock is held */
     fclose(file);
 }
 
+static int meets(ulong_t wanted, ulong_t found) { return wanted == ANY || wanted == found; }
+
 /* The first rule that acts on this call, copied to `out`; the matching rules' counters advance. */
-static int matching(int function, const char *digest_hex, rule_t *out) {
+static int matching_about(int function, const char *digest_hex, const subject_t *about, rule_t *out) {
     if (control_path == NULL) return 0;
     int found = 0;
     pthread_mutex_lock(&control_lock);
@@ -218,6 +267,9 @@ static int matching(int function, const char *digest_hex, rule_t *out) {
     for (int i = 0; i < rule_count && !found; i++) {
         rule_t *rule = &rules[i];
         if (rule->function != -1 && rule->function != function) continue;
+        if (!meets(rule->subject.mech, about->mech) || !meets(rule->subject.hash, about->hash) ||
+            !meets(rule->subject.attr, about->attr) || !meets(rule->subject.class, about->class))
+            continue;
         if (rule->digest[0] != 0 &&
             (digest_hex == NULL || strncmp(digest_hex, rule->digest, strlen(rule->digest)) != 0))
             continue;
@@ -231,6 +283,10 @@ static int matching(int function, const char *digest_hex, rule_t *out) {
     }
     pthread_mutex_unlock(&control_lock);
     return found;
+}
+
+static int matching(int function, const char *digest_hex, rule_t *out) {
+    return matching_about(function, digest_hex, &anything, out);
 }
 
 /* Do what a rule says before the real call; 1 with *rv set where the real module is not to be called. */
@@ -281,18 +337,93 @@ rv_t C_GetSessionInfo(ulong_t session, void *info) {
 }
 
 rv_t C_GetMechanismList(ulong_t slot, ulong_t *list, ulong_t *count) {
-    PASS_OR(C_GetMechanismList, REAL(C_GetMechanismList, ulong_t, ulong_t *, ulong_t *)(slot, list, count));
+    rule_t rule;
+    rv_t rv;
+    ulong_t all[512], had = 512, kept = 0;
+    int ruled = matching(F_C_GetMechanismList, NULL, &rule);
+    if (ruled && before(&rule, &rv)) return rv;
+    if (!ruled || (rule.action != A_EMPTY && rule.action != A_OMIT))
+        return REAL(C_GetMechanismList, ulong_t, ulong_t *, ulong_t *)(slot, list, count);
+    rv = REAL(C_GetMechanismList, ulong_t, ulong_t *, ulong_t *)(slot, all, &had);
+    if (rv != CKR_OK) return rv;
+    for (ulong_t i = 0; rule.action == A_OMIT && i < had; i++)
+        if (all[i] != rule.value) all[kept++] = all[i];
+    if (list != NULL && *count < kept) rv = CKR_BUFFER_TOO_SMALL;
+    if (list != NULL && rv == CKR_OK) memcpy(list, all, kept * sizeof *all);
+    *count = kept;
+    return rv;
 }
 
 rv_t C_Logout(ulong_t session) { PASS_OR(C_Logout, REAL(C_Logout, ulong_t)(session)); }
 
-rv_t C_GetAttributeValue(ulong_t session, ulong_t object, void *template, ulong_t count) {
-    PASS_OR(C_GetAttributeValue,
-            REAL(C_GetAttributeValue, ulong_t, ulong_t, void *, ulong_t)(session, object, template, count));
+static rv_t real_attributes(ulong_t session, ulong_t object, attribute_t *template, ulong_t count) {
+    return REAL(C_GetAttributeValue, ulong_t, ulong_t, void *, ulong_t)(session, object, template, count);
 }
 
-rv_t C_FindObjectsInit(ulong_t session, void *template, ulong_t count) {
-    PASS_OR(C_FindObjectsInit, REAL(C_FindObjectsInit, ulong_t, void *, ulong_t)(session, template, count));
+static ulong_t class_of(ulong_t session, ulong_t object) {
+    ulong_t class = ANY;
+    attribute_t asked = {CKA_CLASS, &class, sizeof class};
+    return real_attributes(session, object, &asked, 1) == CKR_OK ? class : ANY;
+}
+
+/* One attribute, as a rule wants it to be. */
+static rv_t bent_attribute(ulong_t session, ulong_t object, attribute_t *asked, const rule_t *rule) {
+    action_t action = rule->action;
+    byte_t bytes[4096];
+    attribute_t own = {asked->type, bytes, sizeof bytes};
+    rv_t rv = action == A_HIDE ? CKR_ATTRIBUTE_TYPE_INVALID : real_attributes(session, object, &own, 1);
+    if (rv != CKR_OK) {
+        asked->len = ANY;
+        return rv;
+    }
+    ulong_t skip = 0, head = own.len > 2 && (bytes[1] & 0x80) ? 2 + (bytes[1] & 0x7fUL) : 2;
+    if (action == A_BARE && own.len > head) skip = head;
+    if (action == A_BADLEN && own.len > head) bytes[head - 1]--;
+    if (action == A_NUMBER && own.len == sizeof rule->value) memcpy(bytes, &rule->value, own.len);
+    ulong_t room = asked->len;
+    asked->len = own.len - skip;
+    if (asked->value == NULL) return CKR_OK;
+    if (room < asked->len) return CKR_BUFFER_TOO_SMALL;
+    memcpy(asked->value, bytes + skip, asked->len);
+    return CKR_OK;
+}
+
+rv_t C_GetAttributeValue(ulong_t session, ulong_t object, attribute_t *template, ulong_t count) {
+    rule_t rule;
+    rv_t rv, worst = CKR_OK;
+    if (control_path == NULL) return real_attributes(session, object, template, count);
+    subject_t about = anything;
+    about.class = class_of(session, object);
+    for (ulong_t i = 0; i < count; i++) {
+        about.attr = template[i].type;
+        int ruled = matching_about(F_C_GetAttributeValue, NULL, &about, &rule);
+        if (ruled && before(&rule, &rv)) return rv;
+        if (ruled && rule.action >= A_HIDE)
+            rv = bent_attribute(session, object, &template[i], &rule);
+        else
+            rv = real_attributes(session, object, &template[i], 1);
+        if (ruled && rule.action == A_LATE) rv = rule.value;
+        if (rv != CKR_OK) worst = rv;
+    }
+    return worst;
+}
+
+rv_t C_FindObjectsInit(ulong_t session, attribute_t *template, ulong_t count) {
+    rule_t rule;
+    rv_t rv;
+    subject_t about = anything;
+    for (ulong_t i = 0; i < count; i++)
+        if (template[i].type == CKA_CLASS && template[i].len == sizeof(ulong_t))
+            memcpy(&about.class, template[i].value, sizeof(ulong_t));
+    int ruled = matching_about(F_C_FindObjectsInit, NULL, &about, &rule);
+    if (ruled && before(&rule, &rv)) return rv;
+    if (ruled && rule.action == A_EMPTY) {
+        ulong_t none = 0x7fffffff;
+        attribute_t nothing = {CKA_CLASS, &none, sizeof none};
+        return REAL(C_FindObjectsInit, ulong_t, void *, ulong_t)(session, &nothing, 1);
+    }
+    rv = REAL(C_FindObjectsInit, ulong_t, void *, ulong_t)(session, template, count);
+    return ruled && rule.action == A_LATE ? rule.value : rv;
 }
 
 rv_t C_FindObjects(ulong_t session, ulong_t *objects, ulong_t max, ulong_t *count) {
@@ -301,8 +432,17 @@ rv_t C_FindObjects(ulong_t session, ulong_t *objects, ulong_t max, ulong_t *coun
 
 rv_t C_FindObjectsFinal(ulong_t session) { PASS_OR(C_FindObjectsFinal, REAL(C_FindObjectsFinal, ulong_t)(session)); }
 
-rv_t C_SignInit(ulong_t session, void *mechanism, ulong_t key) {
-    PASS_OR(C_SignInit, REAL(C_SignInit, ulong_t, void *, ulong_t)(session, mechanism, key));
+rv_t C_SignInit(ulong_t session, mechanism_t *mechanism, ulong_t key) {
+    rule_t rule;
+    rv_t rv;
+    subject_t about = anything;
+    if (mechanism != NULL) about.mech = mechanism->kind;
+    if (about.mech == CKM_RSA_PKCS_PSS && mechanism->len >= sizeof about.hash) /* CK_RSA_PKCS_PSS_PARAMS */
+        memcpy(&about.hash, mechanism->parameter, sizeof about.hash);
+    int ruled = matching_about(F_C_SignInit, NULL, &about, &rule);
+    if (ruled && before(&rule, &rv)) return rv;
+    rv = REAL(C_SignInit, ulong_t, void *, ulong_t)(session, mechanism, key);
+    return ruled && rule.action == A_LATE ? rule.value : rv;
 }
 
 rv_t C_GetSlotList(byte_t present, ulong_t *slots, ulong_t *count) {

@@ -20,7 +20,7 @@ from pkcs11 import Attribute, KeyType, ObjectClass, TokenFlag
 from pkcs11._pkcs11 import lib
 
 from greatseal.algorithms import RSA_MODULUS_BITS, Algorithm
-from greatseald.adapters.tokens.ckr import CKR
+from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT
 from greatseald.adapters.tokens.cryptoki import (
     CKM_ECDSA,
     CKM_EDDSA,
@@ -72,6 +72,13 @@ _CURVES: Final[dict[bytes, str]] = {
 }
 _EDWARDS_CURVES: Final = frozenset({bytes.fromhex("06032b6570"), b"\x13\x0cedwards25519", b"\x13\x07Ed25519"})
 """CKA_EC_PARAMS of Ed25519: the OID of RFC 8410, or a printable string (PKCS#11 3.0, 2.3.10)."""
+_PARAMETERS: Final[dict[str, bytes]] = {
+    "secp256r1": bytes.fromhex("06082a8648ce3d030107"),
+    "secp384r1": bytes.fromhex("06052b81040022"),
+    "secp521r1": bytes.fromhex("06052b81040023"),
+    "ed25519": bytes.fromhex("06032b6570"),
+}
+"""CKA_EC_PARAMS by the name of a certificate's curve."""
 _COORDINATE_BYTES: Final = {"P-256": 32, "P-384": 48, "P-521": 66}
 _MECHANISMS: Final[dict[Algorithm, int]] = {
     Algorithm.ECDSA_P256_SHA256: CKM_ECDSA,
@@ -441,17 +448,20 @@ class Module:
         try:
             kind = _attribute(key, Attribute.KEY_TYPE)
             always = _attribute(key, Attribute.ALWAYS_AUTHENTICATE)
-            if kind == KeyType.EC:
-                curve = _curve(uri, _attribute(key, Attribute.EC_PARAMS))
+            parameters = None
+            if kind in {KeyType.EC, KeyType.EC_EDWARDS}:
+                parameters = self._parameters(session, key, kind)
+            if kind == KeyType.EC_EDWARDS or parameters in _EDWARDS_CURVES:  # modules older than 3.0 know CKK_EC only
+                _require_ed25519(uri, parameters)
+                spki = self._edwards_public(session, uri, key, kind)
+                description = KeyDescription("Ed25519", spki, _of_family("ed25519"), always)
+            elif kind == KeyType.EC:
+                curve = _curve(uri, parameters)
                 spki = self._ec_public(session, uri, key, curve)
                 family = curve.replace("-", "").lower()
                 description = KeyDescription(curve, spki, _of_family(family), always, _COORDINATE_BYTES[curve])
             elif kind == KeyType.RSA:
                 description = KeyDescription("RSA", self._rsa_public(session, uri, key), _of_family("rsa"), always)
-            elif kind == KeyType.EC_EDWARDS:
-                _require_ed25519(uri, _attribute(key, Attribute.EC_PARAMS))
-                spki = self._edwards_public(session, uri, key)
-                description = KeyDescription("Ed25519", spki, _of_family("ed25519"), always)
             else:
                 message = (
                     f"the private key of {uri} is of type {getattr(kind, 'name', kind)}: "
@@ -460,45 +470,81 @@ class Module:
                 raise KeyUnusable(message)
         except pkcs11.PKCS11Error as error:
             raise CryptokiError("C_GetAttributeValue", return_value(error)) from error
-        description.algorithms = self._probe(uri, description)
+        description.algorithms = self._probe(session, uri, description)
         return description
 
-    def _probe(self, uri: str, description: KeyDescription) -> tuple[Algorithm, ...]:
-        """Those algorithms that C_SignInit accepts; mechanism lists are only hints."""
-        offered = []
+    def _probe(self, session: Session, uri: str, description: KeyDescription) -> tuple[Algorithm, ...]:
+        """Those algorithms that C_SignInit accepts; mechanism lists are only hints.
+
+        Where the token has no session to spare for trying, those that it lists, and all of the key's kind
+        if it lists none of them: then C_SignInit of the first signature tells.
+        """
+        offered: list[Algorithm] = []
         refusal: CryptokiError | None = None
         for algorithm in description.algorithms:
             try:
-                scratch = self.open_session()
+                refused = self._try(session, uri, algorithm)
             except CryptokiError as error:
-                if error.value != CKR.SESSION_COUNT:
+                if error.function != "C_OpenSession" or error.value not in NO_SESSION_LEFT:
                     raise
-                offered.extend(self.advertised(description.algorithms))  # no session to spare for trying
-                return tuple(offered)
-            try:
-                scratch.buffer.begin(scratch.handle, _PREPARED[algorithm], self.key_handle(scratch, uri))
+                return tuple(self.advertised(description.algorithms)) or description.algorithms
+            if refused is None:
                 offered.append(algorithm)
-            except CryptokiError as error:
-                if error.function != "C_SignInit":
-                    raise
-                refusal = error
-            finally:
-                self.close_session(scratch)  # ends the operation that was begun
+            else:
+                refusal = refused
         if refusal is not None and not offered:
+            if refusal.verdict.retry:
+                raise refusal
             message = f"the private key of {uri} does not sign with any supported algorithm: {refusal}"
             raise KeyUnusable(message)
         return tuple(offered)
 
+    def _try(self, session: Session, uri: str, algorithm: Algorithm) -> CryptokiError | None:
+        """What C_SignInit answers, None where it accepts.
+
+        Modules refuse a mechanism with whatever they have, a general error among it. What may be another
+        failure is tried twice, and counts as a refusal only of a token that still answers `session`.
+
+        Raises:
+            CryptokiError: the token is gone, its session lost, an operator needed, or no session to spare.
+        """
+        for attempt in (1, 2):
+            refused = self._begin_only(uri, algorithm)
+            if refused is None or not (refused.verdict.retry or refused.verdict.locked):
+                return refused
+            if refused.verdict.locked:
+                raise refused
+            if attempt == 2:
+                self.keep_alive(session)
+        return refused
+
+    def _begin_only(self, uri: str, algorithm: Algorithm) -> CryptokiError | None:
+        scratch = self.open_session()
+        try:
+            scratch.buffer.begin(scratch.handle, _PREPARED[algorithm], self.key_handle(scratch, uri))
+        except CryptokiError as error:
+            if error.function != "C_SignInit":
+                raise
+            return error
+        finally:
+            self.close_session(scratch)  # ends the operation that was begun
+        return None
+
     def advertised(self, algorithms: Iterable[Algorithm] = Algorithm) -> list[Algorithm]:
         """Those algorithms whose mechanism the token lists: a hint, since lists leave out what works and name what does not.
 
+        None of them where the token gives no list.
+
         Raises:
-            CryptokiError: the token gives no list.
+            CryptokiError: the token is gone.
         """
         try:
             listed = {int(kind) for kind in self._token.slot.get_mechanisms()}
         except pkcs11.PKCS11Error as error:
-            raise CryptokiError("C_GetMechanismList", return_value(error)) from error
+            refused = CryptokiError("C_GetMechanismList", return_value(error))
+            if refused.verdict.fresh_host:
+                raise refused from error
+            return []
         return [algorithm for algorithm in algorithms if _MECHANISMS[algorithm] in listed]
 
     def _public_candidates(self, session: Session, key: Any, kind: KeyType) -> Iterator[tuple[str, Any]]:
@@ -519,6 +565,21 @@ class Module:
             for found in session.opened.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE, **link}):
                 if _belongs(found, identity):
                     yield "certificate", found
+
+    def _parameters(self, session: Session, key: Any, kind: KeyType) -> bytes | None:
+        """CKA_EC_PARAMS of a private key, or of its public half: some modules leave them off the private one."""
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+        for source, item in self._public_candidates(session, key, kind):
+            if source == "certificate":
+                public = _certificate_key(item)
+                curve = public.curve.name if isinstance(public, ec.EllipticCurvePublicKey) else ""
+                parameters = _PARAMETERS.get("ed25519" if isinstance(public, ed25519.Ed25519PublicKey) else curve)
+            else:
+                parameters = _attribute(item, Attribute.EC_PARAMS)
+            if parameters:
+                return bytes(parameters)
+        return None
 
     def _ec_public(self, session: Session, uri: str, key: Any, curve: str) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -542,10 +603,10 @@ class Module:
                 return _spki(ec.EllipticCurvePublicKey.from_encoded_point(named, point))
         raise KeyUnusable(_no_public_half(uri))
 
-    def _edwards_public(self, session: Session, uri: str, key: Any) -> bytes:
+    def _edwards_public(self, session: Session, uri: str, key: Any, kind: KeyType) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import ed25519
 
-        for source, item in self._public_candidates(session, key, KeyType.EC_EDWARDS):
+        for source, item in self._public_candidates(session, key, kind):
             if source == "certificate":
                 public = _certificate_key(item)
                 if isinstance(public, ed25519.Ed25519PublicKey):
