@@ -178,8 +178,8 @@ def in_the_token(site: TokenSite, body: str, *arguments: str) -> None:
     subprocess.run(command, input=(site.directory / "pin").read_text().strip(), text=True, env=environment, check=True)
 
 
-def store_certificate(site: TokenSite, label: str) -> None:
-    """Put a certificate of the key into the token, under its id and another label."""
+def store_certificate(site: TokenSite, label: str, *, oid: tuple[bytes, bytes] = (b"", b"")) -> None:
+    """Put a certificate of the key into the token, under its id and another label; `oid`: exchange one for another."""
     public = load_der_public_key(site.spki[label])
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, label)])
     moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -190,4 +190,4 @@ def store_certificate(site: TokenSite, label: str) -> None:
         " Attribute.CERTIFICATE_TYPE: CertificateType.X_509, Attribute.ID: sys.argv[3].encode(), Attribute.LABEL: 'cert',"
         " Attribute.SUBJECT: b'0', Attribute.VALUE: bytes.fromhex(sys.argv[2])})\n"
     )
-    in_the_token(site, body, certificate.hex(), label)
+    in_the_token(site, body, certificate.replace(*oid).hex(), label)

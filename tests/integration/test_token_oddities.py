@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.softhsm, pytest.mark.shim]
 
 CKM_RSA_PKCS, CKM_RSA_PKCS_PSS, CKM_ECDSA, CKM_EDDSA = 0x1, 0xD, 0x1041, 0x1057
 CKM_SHA384 = 0x260
+CKA_MODULUS, CKA_PUBLIC_KEY_INFO = 0x120, 0x129
 CKA_KEY_TYPE, CKA_ALWAYS_AUTHENTICATE, CKA_EC_PARAMS, CKA_EC_POINT = 0x100, 0x202, 0x180, 0x181
 CKO_PUBLIC_KEY, CKO_PRIVATE_KEY = 2, 3
 CKK_EC = 3
@@ -235,6 +236,33 @@ def test_curve_and_point_come_from_the_certificate_where_nothing_else_tells_them
     shim_of(site).rule("C_GetAttributeValue", "hide", attr=CKA_EC_PARAMS)
     shim_of(site).rule("C_FindObjectsInit", "empty", class_=CKO_PUBLIC_KEY)
     sign_with(site, label, algorithm)
+
+
+@pytest.mark.parametrize(("label", "algorithm"), [*EACH_CURVE, ("rsa", Algorithm.RSA_PKCS1_SHA256)])
+def test_a_public_key_that_is_stored_with_the_private_one_is_enough(site: TokenSite, label: str, algorithm: Algorithm):
+    """CKA_PUBLIC_KEY_INFO (PKCS#11 2.40), with no public object beside it."""
+    shim = shim_of(site)
+    shim.control_path.with_name("control.value").write_bytes(site.spki[label])
+    shim.rule("C_FindObjectsInit", "empty", class_=CKO_PUBLIC_KEY)
+    shim.rule("C_GetAttributeValue", "hide", attr=CKA_MODULUS)
+    shim.rule("C_GetAttributeValue", "stored", attr=CKA_PUBLIC_KEY_INFO, class_=CKO_PRIVATE_KEY)
+    sign_with(site, label, algorithm)
+
+
+@pytest.mark.parametrize("stored", [b"", b"0" * 91, bytes.fromhex("300506032b65700000"), b"\xff" * 4096])
+def test_what_is_stored_and_is_no_public_key_is_passed_over(site: TokenSite, stored: bytes):
+    shim_of(site).control_path.with_name("control.value").write_bytes(stored)
+    shim_of(site).rule("C_GetAttributeValue", "stored", attr=CKA_PUBLIC_KEY_INFO)
+    sign_with(site, "p256", P256)
+
+
+def test_a_certificate_with_a_key_that_nobody_can_read_is_passed_over(tmp_path: Path):
+    site = TokenSite.create(tmp_path, [("release", "ec-p256")], shim=True)
+    known, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
+    store_certificate(site, "release", oid=(known, unknown))
+    shim_of(site).rule("C_FindObjectsInit", "empty", class_=CKO_PUBLIC_KEY)
+    with pytest.raises(TokenUnavailable, match="no public key belongs to the private key"):
+        look_up(site, "release")
 
 
 def test_a_curve_that_nothing_tells_is_not_guessed(site: TokenSite):

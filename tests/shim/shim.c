@@ -20,7 +20,7 @@
  *            C_FindObjectsInit: no object is found) | omit=N (C_GetMechanismList: without mechanism N) |
  *            of C_GetAttributeValue, for the attribute that `attr` names: hide (the object has none),
  *            bare (its value without the DER header), badlen (the length byte of its DER header is one less),
- *            number=N (it is the number N)
+ *            number=N (it is the number N), stored (it is what stands in the file SHIM_CONTROL.value)
  *   keys:    after=N  leave the first N matching calls alone;  times=N  act N times, then no more;
  *            digest=HEX  only a C_Sign over a digest that begins so;
  *            mech=N, hash=N  only a C_SignInit of this mechanism, of RSA-PSS with this hash mechanism;
@@ -104,7 +104,7 @@ enum { MAX_RULES = 32, MAX_COUNTERS = 4096 };
 
 typedef enum {
     A_HANG, A_SEGV, A_ABORT, A_EXIT, A_RV, A_LATE, A_FLIP, A_DELAY, A_LOCKOUT, A_EMPTY, A_OMIT, A_HIDE, A_BARE, A_BADLEN,
-    A_NUMBER
+    A_NUMBER, A_STORED
 } action_t;
 
 #define ANY (~0UL)
@@ -204,7 +204,7 @@ static int parse_rule(char *line, rule_t *rule) {
     } table[] = {{"hang", A_HANG}, {"segv", A_SEGV}, {"abort", A_ABORT}, {"exit", A_EXIT},       {"rv", A_RV},
                  {"late", A_LATE}, {"flip", A_FLIP}, {"delay", A_DELAY}, {"lockout", A_LOCKOUT}, {"empty", A_EMPTY},
                  {"omit", A_OMIT}, {"hide", A_HIDE}, {"bare", A_BARE},   {"badlen", A_BADLEN},
-                 {"number", A_NUMBER}};
+                 {"number", A_NUMBER}, {"stored", A_STORED}};
     int known = 0;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (strcmp(word, table[i].word) == 0) rule->action = table[i].action, known = 1;
@@ -371,7 +371,17 @@ static rv_t bent_attribute(ulong_t session, ulong_t object, attribute_t *asked, 
     action_t action = rule->action;
     byte_t bytes[4096];
     attribute_t own = {asked->type, bytes, sizeof bytes};
-    rv_t rv = action == A_HIDE ? CKR_ATTRIBUTE_TYPE_INVALID : real_attributes(session, object, &own, 1);
+    rv_t rv;
+    if (action == A_STORED) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s.value", control_path);
+        FILE *file = fopen(path, "re");
+        if (file == NULL) return CKR_GENERAL_ERROR;
+        own.len = fread(bytes, 1, sizeof bytes, file);
+        fclose(file);
+        rv = CKR_OK;
+    } else
+        rv = action == A_HIDE ? CKR_ATTRIBUTE_TYPE_INVALID : real_attributes(session, object, &own, 1);
     if (rv != CKR_OK) {
         asked->len = ANY;
         return rv;

@@ -22,6 +22,7 @@ from pkcs11._pkcs11 import lib
 from greatseal.algorithms import RSA_MODULUS_BITS, Algorithm
 from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT
 from greatseald.adapters.tokens.cryptoki import (
+    CKA_PUBLIC_KEY_INFO,
     CKM_ECDSA,
     CKM_EDDSA,
     CKM_RSA_PKCS,
@@ -547,9 +548,15 @@ class Module:
             return []
         return [algorithm for algorithm in algorithms if _MECHANISMS[algorithm] in listed]
 
-    def _public_candidates(self, session: Session, key: Any, kind: KeyType) -> Iterator[tuple[str, Any]]:
-        """The private key itself, then public keys, then certificates that belong to it by id or label."""
-        yield "private key", key
+    def _public_candidates(self, session: Session, key: Any, kind: KeyType) -> Iterator[tuple[Any, Any]]:
+        """Where the public half of a private key may be found: pairs of an object with its parts, or of None and a whole key.
+
+        The private key itself, the SubjectPublicKeyInfo stored with it, then public keys, then certificates
+        that belong to it by id or label.
+        """
+        yield key, None
+        if (stored := _load_spki(self.cryptoki.attribute(session.handle, key.handle, CKA_PUBLIC_KEY_INFO))) is not None:
+            yield None, stored
         identity, label = _attribute(key, Attribute.ID), _attribute(key, Attribute.LABEL)
         links: list[dict[Attribute, Any]] = []
         if identity:
@@ -560,23 +567,22 @@ class Module:
             template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.KEY_TYPE: kind, **link}
             for found in session.opened.get_objects(template):
                 if _belongs(found, identity):
-                    yield "public key", found
+                    yield found, None
         for link in links:
             for found in session.opened.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE, **link}):
-                if _belongs(found, identity):
-                    yield "certificate", found
+                if _belongs(found, identity) and (certified := _certificate_key(found)) is not None:
+                    yield None, certified
 
     def _parameters(self, session: Session, key: Any, kind: KeyType) -> bytes | None:
         """CKA_EC_PARAMS of a private key, or of its public half: some modules leave them off the private one."""
         from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-        for source, item in self._public_candidates(session, key, kind):
-            if source == "certificate":
-                public = _certificate_key(item)
+        for item, public in self._public_candidates(session, key, kind):
+            if item is not None:
+                parameters = _attribute(item, Attribute.EC_PARAMS)
+            else:
                 curve = public.curve.name if isinstance(public, ec.EllipticCurvePublicKey) else ""
                 parameters = _PARAMETERS.get("ed25519" if isinstance(public, ed25519.Ed25519PublicKey) else curve)
-            else:
-                parameters = _attribute(item, Attribute.EC_PARAMS)
             if parameters:
                 return bytes(parameters)
         return None
@@ -590,9 +596,8 @@ class Module:
             "P-521": ec.SECP521R1(),
         }
         named = curves[curve]
-        for source, item in self._public_candidates(session, key, KeyType.EC):
-            if source == "certificate":
-                public = _certificate_key(item)
+        for item, public in self._public_candidates(session, key, KeyType.EC):
+            if item is None:
                 if isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == named.name:
                     return _spki(public)
                 continue
@@ -606,9 +611,8 @@ class Module:
     def _edwards_public(self, session: Session, uri: str, key: Any, kind: KeyType) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import ed25519
 
-        for source, item in self._public_candidates(session, key, kind):
-            if source == "certificate":
-                public = _certificate_key(item)
+        for item, public in self._public_candidates(session, key, kind):
+            if item is None:
                 if isinstance(public, ed25519.Ed25519PublicKey):
                     return _spki(public)
                 continue
@@ -620,25 +624,15 @@ class Module:
     def _rsa_public(self, session: Session, uri: str, key: Any) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import rsa
 
-        for source, item in self._public_candidates(session, key, KeyType.RSA):
-            if source == "certificate":
-                public = _certificate_key(item)
-                if not isinstance(public, rsa.RSAPublicKey):
-                    continue
-            else:
-                modulus, exponent = _attribute(item, Attribute.MODULUS), _attribute(item, Attribute.PUBLIC_EXPONENT)
-                if not modulus or not exponent:
-                    continue
-                try:
-                    numbers = rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big"))
-                    public = numbers.public_key()
-                except ValueError:
-                    continue
+        for item, public in self._public_candidates(session, key, KeyType.RSA):
+            found = public if item is None else _rsa_of_parts(item)
+            if not isinstance(found, rsa.RSAPublicKey):
+                continue
             smallest, largest = RSA_MODULUS_BITS
-            if not smallest <= public.key_size <= largest:
-                message = f"the RSA key of {uri} has {public.key_size} bits: {smallest} to {largest} are supported"
+            if not smallest <= found.key_size <= largest:
+                message = f"the RSA key of {uri} has {found.key_size} bits: {smallest} to {largest} are supported"
                 raise KeyUnusable(message)
-            return _spki(public)
+            return _spki(found)
         raise KeyUnusable(_no_public_half(uri))
 
     def begin(self, session: Session, uri: str, algorithm: Algorithm) -> None:
@@ -736,11 +730,37 @@ def _require_ed25519(uri: str, parameters: bytes | None) -> None:
 
 
 def _certificate_key(item: Any) -> Any:
+    """The public key in a certificate object; None where there is none, or one that nobody here can read."""
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
 
     value = _attribute(item, Attribute.VALUE)
     try:
         return x509.load_der_x509_certificate(value).public_key() if value else None
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+
+
+def _load_spki(value: bytes) -> Any:
+    """The public key in a SubjectPublicKeyInfo (DER); None where there is none, or one that nobody here can read."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    try:
+        return load_der_public_key(value) if value else None
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+
+
+def _rsa_of_parts(item: Any) -> Any:
+    """The public key of an object's modulus and exponent, None where they are missing or none."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    modulus, exponent = _attribute(item, Attribute.MODULUS), _attribute(item, Attribute.PUBLIC_EXPONENT)
+    if not modulus or not exponent:
+        return None
+    try:
+        return rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big")).public_key()
     except ValueError:
         return None
 
@@ -755,5 +775,5 @@ def _spki(public: Any) -> bytes:
 def _no_public_half(uri: str) -> str:
     return (
         f"no public key belongs to the private key of {uri}: the token has neither a public key object nor a certificate "
-        "with its id or label that fits; store one of them with the vendor's tool"
+        "with its id or label that fits, and stores none with the key; store one of them with the vendor's tool"
     )
