@@ -16,6 +16,7 @@ import pytest
 from fault_history import Auditor, Load
 from fault_processes import alive, token_hosts
 from fault_site import FaultSite, RefusedError
+from greatseald.adapters.tokens.ckr import CKR
 
 pytestmark = [pytest.mark.shim, pytest.mark.softhsm]
 
@@ -236,7 +237,7 @@ def test_an_algorithm_that_the_token_refuses_is_the_callers_error_and_names_what
     with site.wire() as wire:
         wire.sign_until_it_works("scratch")
         wire.sign_until_it_works("steady")
-        rule = site.soft.rule("C_Sign", "rv", pkcs11_shim.CKR_MECHANISM_INVALID, times=1)
+        rule = site.soft.rule("C_Sign", "rv", CKR.MECHANISM_INVALID, times=1)
         with pytest.raises(RefusedError) as refused:
             wire.sign("scratch")
         assert (refused.value.code, refused.value.reason) == ("INVALID_ARGUMENT", "ALGORITHM_NOT_OFFERED")

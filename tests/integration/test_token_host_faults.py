@@ -383,7 +383,7 @@ def test_such_a_key_is_learnt_by_its_answer_where_the_module_does_not_tell(site:
     """CKA_ALWAYS_AUTHENTICATE is missing from many modules; the first C_Sign tells, and its signature is made all the same."""
     make_always_authenticate_key(site)
     shim = shim_of(site)
-    rule = shim.rule("C_GetAttributeValue", "hide", attr=0x202)
+    rule = shim.rule("C_GetAttributeValue", "attr", 0x202)
 
     async def run() -> None:
         async with site.token(sessions=1) as token:

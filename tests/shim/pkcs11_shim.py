@@ -34,8 +34,6 @@ CKR_FUNCTION_FAILED: Final = 0x06
 CKR_DEVICE_ERROR: Final = 0x30
 CKR_DEVICE_MEMORY: Final = 0x31
 CKR_DEVICE_REMOVED: Final = 0x32
-CKR_MECHANISM_INVALID: Final = 0x70
-CKR_MECHANISM_PARAM_INVALID: Final = 0x71
 CKR_OPERATION_ACTIVE: Final = 0x90
 CKR_PIN_INCORRECT: Final = 0xA0
 CKR_PIN_LOCKED: Final = 0xA4
@@ -138,18 +136,18 @@ class Shim:
         after: int = 0,
         times: int = 0,
         digest: bytes = b"",
-        **about: int,
+        **keys: int | bytes,
     ) -> Rule:
         """Put a rule in force at once, in processes that run already as in those to come.
 
-        `times` 0 means for ever. Actions, their values, and what a rule can be about (`mech`, `hash`, `attr`,
-        `class_`): see shim.c.
+        `times` 0 means for ever. Actions, their values and other keys (`mech`, `hash`, `class_`, `bytes_`): see shim.c.
         """
         line = f"{self._next_id} {function} {action}" + ("" if value is None else f"={value}")
         line += f" after={after}" if after else ""
         line += f" times={times}" if times else ""
         line += f" digest={digest.hex()}" if digest else ""
-        line += "".join(f" {name.rstrip('_')}={number}" for name, number in about.items())
+        for key, given in keys.items():
+            line += f" {key.rstrip('_')}={given.hex() if isinstance(given, bytes) else given}"
         rule = Rule(self._next_id, line)
         self._next_id += 1
         self._rules[rule.id] = rule

@@ -106,6 +106,10 @@ class YubiKeyRig:
         policies = {"pin_policy": pin_policy, "touch_policy": touch_policy}
         return bytes.fromhex(self._do("generate", serial=serial, slot=slot, kind=kind, **policies, **more)["spki"])
 
+    def renew(self) -> None:
+        """Have every device as new, in its reader."""
+        self._do("renew")
+
     def stop_pcscd(self) -> None:
         self._do("stop-pcscd")
 

@@ -119,6 +119,10 @@ class CryptokiError(DeviceError):
         self.in_login = function == "C_Login"
         # How always-authenticate keys answer C_Sign.
         self.wants_login = (value, function) == (CKR.USER_NOT_LOGGED_IN, "C_Sign")
+        self.refuses_algorithm = function == "C_SignInit" and value in (
+            CKR.MECHANISM_INVALID,
+            CKR.MECHANISM_PARAM_INVALID,
+        )
 
     @property
     def verdict(self) -> Verdict:
@@ -353,11 +357,20 @@ class SignatureBuffer:
     def finish(self, session: int, data: bytes) -> bytes:
         """C_Sign with a buffer that is large enough, so it is called once.
 
+        A module that finds it too small nevertheless wants to be asked for the length first. Asking, like
+        that answer, leaves the operation as it is (PKCS#11 2.40, 5.2), so nothing is signed twice.
+
         Raises:
             CryptokiError: it answered something else than CKR_OK.
         """
         self._length.value = SIGNATURE_BUFFER_BYTES
         value = self._sign(session, data, len(data), self._address, self._length_reference)
+        if value == CKR.BUFFER_TOO_SMALL:
+            value = self._sign(session, data, len(data), None, self._length_reference)
+            if not value and self._length.value <= SIGNATURE_BUFFER_BYTES:
+                value = self._sign(session, data, len(data), self._address, self._length_reference)
+            elif not value:
+                value = CKR.BUFFER_TOO_SMALL
         if value:
             raise CryptokiError("C_Sign", value)
         return ctypes.string_at(self._address, self._length.value)

@@ -48,7 +48,7 @@ from greatseald.adapters.tokens.vendors import (
     VendorProfile,
     decode_ec_point,
     decode_edwards_point,
-    ecdsa_to_der,
+    ecdsa_candidates,
     profile_of,
 )
 
@@ -320,9 +320,10 @@ class Module:
             TokenNotFound: there is none.
         """
         for slot in self._library.get_slots(token_present=True):
-            if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
-                return int(slot.slot_id)
-        message = f"{self.path} has no slot with a token that is not initialised"
+            with suppress(pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
+                if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
+                    return int(slot.slot_id)
+        message = f"{self.path} has no slot with a token that is not initialised: free one with the vendor's tool"
         raise TokenNotFound(message)
 
     @property
@@ -666,11 +667,13 @@ class Module:
         if not key.coordinate_bytes:
             return session.buffer.finish(session.handle, _DIGEST_INFO.get(algorithm, b"") + signed)
         signature = session.buffer.finish(session.handle, signed)
-        der = ecdsa_to_der(signature, key.coordinate_bytes)
-        if der is None:
+        candidates = ecdsa_candidates(signature, key.coordinate_bytes)
+        if len(candidates) > 1:
+            candidates = tuple(der for der in candidates if _verifies(key.spki, algorithm, signed, der))
+        if not candidates:
             message = f"C_Sign gave {len(signature)} bytes, which are no ECDSA signature on {key.kind}"
             raise SignatureMalformed(message)
-        return der
+        return candidates[0]
 
 
 _PREPARED: Final = {algorithm: mechanism(kind, algorithm.hash_name) for algorithm, kind in _MECHANISMS.items()}
@@ -770,6 +773,23 @@ def _spki(public: Any) -> bytes:
 
     encoded: bytes = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return encoded
+
+
+def _verifies(spki: bytes, algorithm: Algorithm, digest: bytes, der: bytes) -> bool:
+    """Whether this is the ECDSA signature of the digest: which reading of a signature without leading zeroes is right."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    public = load_der_public_key(spki)
+    assert isinstance(public, ec.EllipticCurvePublicKey)  # noqa: S101 - `describe_key` made it
+    kind = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}[algorithm.hash_name]
+    try:
+        public.verify(der, digest, ec.ECDSA(utils.Prehashed(kind)))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _no_public_half(uri: str) -> str:
