@@ -1,11 +1,12 @@
 """The process behind a test's YubiKeys: a private pcscd, and cards that are TCP clients of its readers.
 
-It runs in mount and network namespaces of its own (`unshare -mn`), because pcscd's socket has one
+It runs in mount, network and process namespaces of its own (`unshare -mnp`), because pcscd's socket has one
 path on a machine and vsmartcard's readers listen on every address. The directory that holds the
 socket is bind-mounted over /run/pcscd, so that programs outside reach this pcscd through
-PCSCLITE_CSOCK_NAME. Commands come as JSON lines over the AF_UNIX socket `control`, and end with it.
+PCSCLITE_CSOCK_NAME. Commands come as JSON lines over the AF_UNIX socket `control`, and end with it; when this
+process ends, however it does, the kernel ends pcscd.
 
-    unshare -mn python yubikey_rig.py DIR '[{"serial": 1, "version": [5, 7, 1]}, ...]'
+    unshare -mnp --fork --mount-proc python yubikey_rig.py DIR '[{"serial": 1, "version": [5, 7, 1]}, ...]'
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class YubiKeyRig:
         self.environment = {"PCSCLITE_CSOCK_NAME": str(self.directory / "run" / "pcscd.comm")}
         self.roots = self.directory / "root.pem"
         self._process = subprocess.Popen(
-            ["unshare", *_user_namespace(), "-mn", "--kill-child", "--fork", sys.executable, str(_HERE / "yubikey_rig.py"), str(self.directory), json.dumps(cards)],
+            ["unshare", *_user_namespace(), "-mnp", "--mount-proc", "--kill-child", "--fork", sys.executable, str(_HERE / "yubikey_rig.py"), str(self.directory), json.dumps(cards)],
             env={**os.environ, "PYTHONPATH": str(_HERE)},
             start_new_session=True,
         )  # fmt: skip
