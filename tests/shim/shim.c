@@ -113,7 +113,7 @@ typedef struct {
     char digest[130];
     long mech, hash, class; /* -1: any */
     long length;            /* of `bytes`; -1: the attribute is missing */
-    byte_t bytes[256];
+    byte_t bytes[512];
 } rule_t;
 
 static function_list_t *real, shim_list;
@@ -217,7 +217,7 @@ static int parse_rule(char *line, rule_t *rule) {
 
 static void read_control(void) { /* control_lock is held */
     struct stat now;
-    char line[1024];
+    char line[2048];
     if (stat(control_path, &now) != 0) {
         rule_count = 0;
         memset(&control_stat, 0, sizeof control_stat);

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from greatseal.algorithms import Algorithm
-from greatseald.adapters.tokens.ckr import CKR, Verdict
+from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT, Verdict
 from greatseald.adapters.tokens.device import (
     Device,
     DeviceError,
@@ -131,7 +131,7 @@ class Engine:
             try:
                 self._sessions.append(self._device.open_session())
             except DeviceError as error:
-                if error.ckr != CKR.SESSION_COUNT:
+                if error.ckr not in NO_SESSION_LEFT:
                     raise
                 break
         for number in range(len(self._sessions)):
@@ -422,7 +422,7 @@ class Engine:
                 return _refusal(0, str(error), retry=True)
             except DeviceError as error:
                 if error.refuses_algorithm and (key := self._keys.get(work.uri)) is not None:
-                    return _refusal(0, f"{self._learn_refused(work, key)} ({error})")
+                    return _refusal(0, f"{self._learn_refused(work, key)} ({error})")._replace(ckr=error.ckr)
                 self._discard(number)
                 row = error.verdict
                 if attempt == 1 and (row.again or self._learn_always_authenticate(work.uri, error)):
