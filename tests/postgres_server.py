@@ -91,6 +91,12 @@ class PostgresServer:
             self._process.wait(30)
             self._process = None
 
+    def processes(self) -> list[int]:
+        """The postmaster and its children, sessions among them."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        return [self._process.pid, *map(int, children.split())]
+
     def base_backup(self, name: str) -> None:
         """Copy the running cluster with pg_basebackup."""
         target = str(self.directory / name)

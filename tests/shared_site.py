@@ -16,9 +16,9 @@ from deployment import Deployment
 from fault_site import FaultSite
 
 
-def make_fronts(parent: Path, url: str, count: int) -> list[FaultSite]:
-    """Make `count` fronts that are not started."""
-    base = Deployment.create(parent, name="base").directory
+def make_fronts(parent: Path, url: str, count: int, base: Path | None = None) -> list[FaultSite]:
+    """Make `count` fronts that are not started, copies of the installation `base` or of one made for them."""
+    base = base or Deployment.create(parent, name="base").directory
     fronts = []
     for number in range(count):
         home = parent / f"front{number}"

@@ -8,18 +8,23 @@ async with site.token() as token:
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import hashlib
 import itertools
 import os
 import secrets
+import subprocess
+import sys
+import textwrap
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from pkcs11_shim import Shim
 
 from greatseal.algorithms import Algorithm
@@ -159,3 +164,30 @@ def is_alive(pid: int) -> bool:
 def end_process(pid: int) -> None:
     """SIGKILL."""
     os.kill(pid, 9)
+
+
+def in_the_token(site: TokenSite, body: str, *arguments: str) -> None:
+    """Do something in the token as an operator's tool would: `body` sees `session` and `sys.argv`."""
+    script = (
+        "import sys\nimport pkcs11\nfrom pkcs11 import Attribute, CertificateType, KeyType, ObjectClass\n"
+        "token = pkcs11.lib(sys.argv[1]).get_token(token_label='greatseal')\n"
+        "with token.open(rw=True, user_pin=sys.stdin.read()) as session:\n" + textwrap.indent(body, "    ")
+    )
+    environment = os.environ | {"SOFTHSM2_CONF": str(site.directory / "softhsm2.conf")}
+    command = [sys.executable, "-c", script, str(find_softhsm()), *arguments]
+    subprocess.run(command, input=(site.directory / "pin").read_text().strip(), text=True, env=environment, check=True)
+
+
+def store_certificate(site: TokenSite, label: str, *, oid: tuple[bytes, bytes] = (b"", b"")) -> None:
+    """Put a certificate of the key into the token, under its id and another label; `oid`: exchange one for another."""
+    public = load_der_public_key(site.spki[label])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, label)])
+    moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    builder = x509.CertificateBuilder(name, name, public, 7, moment, moment + dt.timedelta(days=9))  # type: ignore[arg-type]
+    certificate = builder.sign(ec.generate_private_key(ec.SECP256R1()), SHA256()).public_bytes(Encoding.DER)
+    body = (
+        "session.create_object({Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.TOKEN: True,"
+        " Attribute.CERTIFICATE_TYPE: CertificateType.X_509, Attribute.ID: sys.argv[3].encode(), Attribute.LABEL: 'cert',"
+        " Attribute.SUBJECT: b'0', Attribute.VALUE: bytes.fromhex(sys.argv[2])})\n"
+    )
+    in_the_token(site, body, certificate.replace(*oid).hex(), label)

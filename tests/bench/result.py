@@ -12,7 +12,8 @@ from typing import Any
 class Result:
     """One measure's rounds: ours and bare, paired.
 
-    `difference` compares by subtraction instead of division; `at_most` says that less is better.
+    `difference` compares by subtraction instead of division; `at_most` says that less is better; `absolute`
+    that the aim is one for the figure itself.
     """
 
     measure: str
@@ -25,6 +26,7 @@ class Result:
     checked: int = 0
     difference: bool = False
     at_most: bool = False
+    absolute: bool = False
     parts: dict[str, list[float]] = field(default_factory=dict)
 
     def note_cpu(self, before: dict[str, float], after: dict[str, float], client: float, count: int) -> None:
@@ -40,6 +42,8 @@ class Result:
     def line(self) -> dict[str, Any]:
         pairs = list(zip(self.ours, self.bare, strict=True))
         compared = [ours - bare if self.difference else ours / bare for ours, bare in pairs]
+        if self.absolute:
+            compared = self.ours
         answer: dict[str, Any] = {
             "measure": self.measure,
             "value": rounded(statistics.median(self.ours)),
@@ -52,6 +56,8 @@ class Result:
             answer["difference"] = rounded(statistics.median(compared))
         if self.at_most:
             answer["at_most"] = True
+        if self.absolute:
+            answer["absolute"] = True
         return answer | {
             "range": [rounded(min(compared)), rounded(max(compared))],
             "aim": self.aim,
@@ -67,6 +73,8 @@ def is_met(line: dict[str, Any]) -> bool:
     """Whether a line's aim is reached."""
     if "difference" in line:
         return bool(line["difference"] <= line["aim"])
+    if line.get("absolute"):
+        return bool(line["value"] >= line["aim"])
     return bool(line["ratio"] <= line["aim"] if line.get("at_most") else line["ratio"] >= line["aim"])
 
 
@@ -74,6 +82,8 @@ def aim_text(line: dict[str, Any]) -> str:
     """An aim as people write it."""
     if "difference" in line:
         return f"≤ +{line['aim']} ms"
+    if line.get("absolute"):
+        return f"≥ {line['aim']:,} {line['unit']}"
     return f"{'<' if line.get('at_most') else '≥'} {line['aim']}"
 
 

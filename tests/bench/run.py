@@ -7,7 +7,7 @@ JSON lines on stdout, one a measure:
      "aim", "rounds", "cores", "cpu_us": {process: µs a signature}, "checked": signatures and receipts checked}
 The table for people goes to stderr. Nothing here judges: a missed aim is reported, never an error.
 Rounds are paired (ours, bare, ours, bare …); `ratio` is the median of the rounds' ratios, `range`
-their lowest and highest, `value` and `baseline` medians of their own. CPU drifts on small machines:
+their lowest and highest (of the figures, where the aim is one for the figure itself), `value` and `baseline` medians of their own. CPU drifts on small machines:
 differences under 15 % between runs are noise.
 """
 
@@ -23,7 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import model_speed
 from bench_site import BenchKey, Site
+from log_scale import LARGE, QUICK, log_scale
 from report import Machine, page
 from result import Result, aim_text, is_met
 from rich.console import Console
@@ -45,6 +47,7 @@ class Bench:
         self._rounds = rounds
         self._seconds = seconds
         self._client = site.client()
+        self._scale: tuple[Result, Result] | None = None
 
     def batch(self, measure: str, key: BenchKey, aim: float, *, verify: bool = False, factor: float = 1.0) -> Result:
         """Batches of 256 from two callers, against the bare token on as many threads as suit it best."""
@@ -144,19 +147,57 @@ class Bench:
 
     def audit_append(self) -> Result:
         """Records of 64 waiting callers through the log, against a bare loop of tree, note, commit and sync."""
-        against = "bare loop: same tree, note signature, commits of 64 (FULL), an anchor's write every second one"
+        against = "bare loop: same rows, statements, tree, notes and anchor writes, in groups as large, nobody waiting"
         result = Result("audit-append", "records/s", against, 0.8)
         with tempfile.TemporaryDirectory(prefix="greatseal-bench-") as directory:
             worker = self._site.start("audit_append.py", str(Deployment.create(Path(directory)).config))
             for _ in range(self._rounds):
                 got = worker.ask("ours", seconds=0.6 * self._seconds)
-                plain = worker.ask("bare", seconds=0.6 * self._seconds)
+                shape = {"group": got["group"], "notes": got["notes"]}
+                plain = worker.ask("bare", seconds=0.6 * self._seconds, **shape)
                 result.note(got["count"] / got["seconds"], plain["count"] / plain["seconds"])
                 result.checked += got["checked"]
                 for name, side in (("log", got), ("bare", plain)):
                     result.cpu_us.setdefault(name, []).append(1e6 * side["cpu"] / side["count"])
             worker.close()
         return result
+
+    def model_1gib(self) -> Result:
+        return model_speed.model_1gib(
+            self._rounds, self._site.deployment.profile, self._site.directory / "keys" / "release.pem"
+        )
+
+    def model_10k(self) -> Result:
+        return model_speed.model_10k(
+            self._rounds, self._site.deployment.profile, self._site.directory / "keys" / "release.pem"
+        )
+
+    def hashing(self) -> Result:
+        return model_speed.hashing(self._rounds)
+
+    def log_verify(self, side: str) -> Result:
+        """Entries a second of CPU through the offline verifier: `semantic` as a whole, or `hashes` only."""
+        name, aim = ("log-verify", 80_000) if side == "semantic" else ("log-verify-hashes", 200_000)
+        against = "SHA-256 of the same bundles, nothing else"
+        result = Result(name, "entries/s of CPU", against, aim, absolute=True)
+        worker = self._site.start("log_verify.py")
+        count = worker.ask("make", entries=max(10_000, int(25_000 * self._seconds)))["count"]
+        for _ in range(self._rounds):
+            got, plain = worker.ask(side), worker.ask("bare")
+            result.note(count / got["cpu"], count / plain["cpu"])
+            result.checked += got["checked"]
+            for which, answer in (("verifier", got), ("bare", plain)):
+                result.cpu_us.setdefault(which, []).append(1e6 * answer["cpu"] / count)
+        worker.close()
+        return result
+
+    def log_scale(self, which: int) -> Result:
+        """Start-up (0) or memory (1) of a daemon with a long log; both are measured at once, and once."""
+        if self._scale is None:
+            whole = self._seconds >= 1
+            with tempfile.TemporaryDirectory(prefix="greatseal-bench-") as directory:
+                self._scale = log_scale(Path(directory), self._rounds if whole else 1, LARGE if whole else QUICK)
+        return self._scale[which]
 
 
 class _Echo:
@@ -188,6 +229,13 @@ def measures(bench: Bench, site: Site) -> dict[str, Callable[[], Result]]:
         "unary-idle": bench.unary_idle,
         "slow-neighbour": bench.slow_neighbour,
         "audit-append": bench.audit_append,
+        "model-1gib": bench.model_1gib,
+        "model-10k": bench.model_10k,
+        "hashing": bench.hashing,
+        "log-verify": lambda: bench.log_verify("semantic"),
+        "log-verify-hashes": lambda: bench.log_verify("hashes"),
+        "log-scale-start": lambda: bench.log_scale(0),
+        "log-scale-memory": lambda: bench.log_scale(1),
     }
 
 
@@ -200,6 +248,11 @@ NAMES = (
     "unary-idle",
     "slow-neighbour",
     "audit-append",
+    *model_speed.NAMES,
+    "log-verify",
+    "log-verify-hashes",
+    "log-scale-start",
+    "log-scale-memory",
 )
 
 
@@ -228,14 +281,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="under a minute; wider ranges")
     parser.add_argument("--only", action="append", choices=NAMES, help="this measure (may be repeated)")
     parser.add_argument("--rounds", type=int, help="pairs of rounds for each measure (5; quick: 3)")
-    parser.add_argument("--seconds", type=float, help="length of a round's side (2.5; quick: 0.7)")
+    parser.add_argument("--seconds", type=float, help="length of a round's side (2.5; quick: 0.5)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write the page for docs/, of a whole run")
     parser.add_argument("--daemon-env", action="append", default=[], metavar="NAME=VALUE", help="for profiling")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (3 if arguments.quick else 5)
-    seconds = arguments.seconds or (0.7 if arguments.quick else 2.5)
+    seconds = arguments.seconds or (0.5 if arguments.quick else 2.5)
     if arguments.report and (arguments.only or arguments.quick):
         parser.error("--report is for a whole run: leave --only and --quick out")
+    # Their sizes are their names, so a quick run leaves them out unless they are asked for.
+    left_out = model_speed.NAMES if arguments.quick and arguments.only is None else ()
     machine = Machine.now()
     begun, lines = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="greatseal-bench-") as directory:
@@ -243,7 +298,7 @@ def main() -> int:
         try:
             bench = Bench(site, rounds, seconds)
             for name, measure in measures(bench, site).items():
-                if arguments.only is None or name in arguments.only:
+                if name in (arguments.only or NAMES) and name not in left_out:
                     lines.append(measure().line())
                     print(json.dumps(lines[-1], ensure_ascii=False), flush=True)
         except BaseException:
@@ -256,6 +311,8 @@ def main() -> int:
     for line in lines:
         if line["parts_ms"]:
             console.print(f"{line['measure']} parts: " + ", ".join(f"{k} {v} ms" for k, v in line["parts_ms"].items()))
+    if left_out:
+        console.print(f"not in a quick run: {', '.join(left_out)}; `make bench`, or name them with --only")
     if arguments.report:
         arguments.report.write_text(page(lines, machine))
         console.print(f"wrote {arguments.report}")

@@ -182,6 +182,8 @@ def test_only_one_front_forgets_and_nobody_dies_of_it(postgres_url: str, opened:
     writer.write([b"o"] * 100, closes=range(100))
     with ThreadPoolExecutor(2) as pool:
         done = sum(pool.map(lambda store: sum(store.forget_requests(10_000, 7) for _ in range(40)), stores))
+    while forgotten := stores[0].forget_requests(10_000, 7):  # who came too often while the other was at it
+        done += forgotten
     assert done == 100
     assert stores[0].attempts(b"c" * 16, bytes(16)) == []
 

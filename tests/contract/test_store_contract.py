@@ -52,6 +52,14 @@ def test_an_empty_log_has_no_head(store: Store) -> None:
     assert store.attempts(CALLER, key(1).request_id) == []
 
 
+def test_a_store_that_is_sound_is_alive_whenever_it_is_asked(store: Store, writer: StoreWriter) -> None:
+    store.check_alive()
+    writer.write([b"a"])
+    store.check_alive()
+    writer.write([b"b"])
+    assert check_log(store) == [b"a", b"b"]
+
+
 def test_what_was_committed_is_read_back_exactly(store: Store, writer: StoreWriter) -> None:
     entries = [b"", b"a", b"\x00\xff" * 300, "ключ".encode(), os.urandom(16_384)]
     batch = writer.build(entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -146,6 +147,50 @@ def test_receipts_go_where_they_are_asked_for_and_verify(site: Deployment, tmp_p
         receipt = receipts / f"{model.name}.receipt.json"
         checked = site.client("receipt", "verify", receipt, "--log-key", site.log_vkey, "--model", model)
         assert checked.returncode == 0, checked.stderr
+
+
+def test_results_go_to_stdout_and_progress_to_the_terminal(site: Deployment, tmp_path: Path) -> None:
+    models = make_models(tmp_path / "models", 3)
+    command = [SCRIPTS / "greatseal", "--profile", site.profile, "sign", "models", "--progress", *models]
+    ours, theirs = pty.openpty()
+    try:
+        environment = clean_environment() | {"TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": "1"}
+        ran = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, stderr=theirs, env=environment, check=True)
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert [json.loads(line)["path"] for line in ran.stdout.splitlines()] == list(map(str, models))
+    assert "3 of 3 models done" in shown
+    assert "model-0002" in shown
+    assert "{" not in shown
+    piped = subprocess.run(command, capture_output=True, env=clean_environment(), text=True, check=True)
+    assert "3 of 3 models done" in piped.stderr
+    assert len(piped.stdout.splitlines()) == 3
+
+
+def test_a_digest_cache_saves_reading_and_changes_nothing(site: Deployment, tmp_path: Path) -> None:
+    models = make_models(tmp_path / "models", 3)
+    cached = ("--json", "--digest-cache", tmp_path / "digests")
+    assert site.client("sign", "models", *cached, *models).returncode == 0
+    (models[1] / "config.json").write_text("{}")
+    ran = site.client("sign", "models", *cached, *models)
+    assert [json.loads(line)["files_from_cache"] for line in ran.stdout.splitlines()] == [2, 1, 2]
+    require_verified(site, models)
+    one = site.client("sign", "model", models[0], "--digest-cache", tmp_path / "digests")
+    assert "2 of 2 files not read" in one.stderr
+    for inside in (
+        site.client("sign", "model", models[0], "--digest-cache", models[0] / "ours"),
+        site.client("sign", "models", *models, "--digest-cache", models[2] / "weights" / "ours"),
+        site.client("sign", "models", *models, "--resume", models[2] / "ours"),
+    ):
+        assert inside.returncode == 2
+        assert "inside the model" in inside.stderr
+    assert not list((tmp_path / "models").rglob("ours*")), "what was refused was made all the same"
+    (tmp_path / "other").write_text("mine")
+    wrong = site.client("sign", "models", *models, "--digest-cache", tmp_path / "other")
+    assert wrong.returncode == 2
+    assert "no digest cache" in wrong.stderr
 
 
 def test_models_that_would_share_a_receipt_or_are_named_twice_are_refused_before_anything(

@@ -30,6 +30,10 @@ LOCKED = {0x0A0, 0x0A1, 0x0A2, 0x0A3, 0x0A4, 0x102}
 # Certainly not signed, and a fresh host or another try cures it.
 NOT_SIGNED = {0x190, 0x200}
 USER_NOT_LOGGED_IN = 0x101  # also how a key that wants a login for each signature answers: tests/integration
+# Of C_Sign the host asks again with a larger buffer.
+BUFFER_TOO_SMALL = 0x150
+# From C_SignInit they mean that the token does not have the algorithm, which its host remembers.
+NO_ALGORITHM = {0x070, 0x071}
 # All others, and a vendor's: after C_Sign nobody knows.
 SPECIFIED = {
     *range(0x001, 0x004), *range(0x005, 0x00B), *range(0x010, 0x014), 0x01B, 0x020, 0x021, *range(0x030, 0x033),
@@ -54,7 +58,7 @@ def _results(site: FaultSite) -> dict[str, list[str]]:
 
 
 def _expected(function: str, value: int) -> str:
-    if value in AGAIN:
+    if value in AGAIN or (function, value) == ("C_Sign", BUFFER_TOO_SMALL):
         return "signed"
     return "failed" if function != "C_Sign" or value in REFUSED | NOT_SIGNED else "unknown"
 
@@ -69,7 +73,8 @@ def test_each_value_ends_one_signature_as_the_table_says(function: str, two_toke
         wire.sign_until_it_works("scratch")
         wire.sign_until_it_works("steady")
         with Steady(site) as steady:
-            for value in (value for value in EVERY if value not in APART):
+            apart = APART | (NO_ALGORITHM if function == "C_SignInit" else set())
+            for value in (value for value in EVERY if value not in apart):
                 digest = os.urandom(32)
                 rule = site.soft.rule(function, "rv", value, times=1)
                 try:

@@ -148,7 +148,7 @@ def test_fronts_that_die_at_random_write_one_history(fronts: list[FaultSite], se
     shortest = min(auditor.tree.size for auditor in auditors)
     assert len({auditor.roots[shortest] for auditor in auditors}) == 1
     assert storm.did["crash"] == 1
-    assert storm.did.get("kill", 0) >= 2
+    assert sum(storm.did.values()) >= 3, storm.did
     assert storm.loads[0].acknowledged > 50, "too little was signed to show anything"
 
 

@@ -16,6 +16,7 @@ from fault_history import Auditor, Load
 from fault_processes import alive, token_hosts
 from fault_site import FaultSite, RefusedError
 from fault_steady import Steady, judge
+from greatseald.adapters.tokens.ckr import CKR
 
 pytestmark = [pytest.mark.shim, pytest.mark.softhsm]
 
@@ -184,3 +185,21 @@ def test_every_signature_is_counted_by_the_token_host_and_the_module_alike(site:
     auditor.compare(Load(site, random.Random(0)), site.soft)
     assert len(site.soft.signatures()) == len(auditor.intents) == len(auditor.outcomes) == 301
     assert sorted(outcome["hsm"]["seq"] for outcome in auditor.outcomes.values()) == list(range(1, 302))
+
+
+def test_an_algorithm_that_the_token_refuses_is_the_callers_error_and_names_what_there_is(
+    two_tokens: FaultSite,
+) -> None:
+    site = two_tokens
+    site.deployment.start()
+    with site.wire() as wire:
+        wire.sign_until_it_works("scratch")
+        wire.sign_until_it_works("steady")
+        rule = site.soft.rule("C_Sign", "rv", CKR.MECHANISM_INVALID, times=1)
+        with pytest.raises(RefusedError) as refused:
+            wire.sign("scratch")
+        assert (refused.value.code, refused.value.reason) == ("INVALID_ARGUMENT", "ALGORITHM_NOT_OFFERED")
+        assert "CKR_MECHANISM_INVALID; it offers nothing else" in refused.value.message
+        assert site.soft.hits(rule) == 1
+        wire.sign("scratch")
+    judge(site)

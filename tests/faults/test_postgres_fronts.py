@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from deployment import Deployment
 from fault_history import Auditor, Load
 from fault_site import FaultSite, RefusedError
 from greatseal.ids import new_request_id
@@ -31,13 +32,19 @@ def server() -> Iterator[PostgresServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installation that all fronts are copies of."""
+    return Deployment.create(tmp_path_factory.mktemp("base")).directory
+
+
 @pytest.fixture
-def new_fronts(tmp_path: Path, server: PostgresServer) -> Iterator[Callable[..., list[FaultSite]]]:
+def new_fronts(tmp_path: Path, base: Path, server: PostgresServer) -> Iterator[Callable[..., list[FaultSite]]]:
     made: list[FaultSite] = []
 
     def make(count: int, url: str = "") -> list[FaultSite]:
         empty = server.empty_database()
-        made.extend(make_fronts(tmp_path, url or empty, count))
+        made.extend(make_fronts(tmp_path, url or empty, count, base))
         return made
 
     yield make
@@ -104,19 +111,21 @@ def test_what_one_front_wrote_another_tells_at_once(pair: list[FaultSite]) -> No
             other.consistency(1, newest + 1000)
 
 
-def test_the_living_close_what_a_dead_front_left_and_its_callers_go_on(pair: list[FaultSite]) -> None:
+def test_the_living_close_what_a_dead_front_left_and_its_callers_go_on(
+    pair: list[FaultSite], server: PostgresServer
+) -> None:
     first, second = pair
     digest, request_id = os.urandom(32), new_request_id()
     first.soft.rule("C_Sign", "hang", digest=digest)
     with first.wire() as one, second.wire() as other, ThreadPoolExecutor(1) as pool:
         lost = pool.submit(one.sign, "scratch", digest, request_id)
         deadline = time.monotonic() + 20
-        while True:  # until the intent is there
-            with pytest.raises(RefusedError) as caught:
-                other.sign("scratch", os.urandom(32), request_id)
-            if caught.value.reason == "REQUEST_ID_REUSED":
-                break
+        while not server.run("SELECT 1 FROM greatseal.open_intents", "log"):
             assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(RefusedError) as caught:
+            other.sign("scratch", digest, request_id)
+        assert caught.value.reason == "REQUEST_IN_FLIGHT"
         first.deployment.kill()
         with pytest.raises(RefusedError):
             lost.result(30)
@@ -169,11 +178,11 @@ def test_a_rolling_restart_under_load_loses_nothing_and_leaves_nothing_open(
 # ------------------------------------------------------------------------------- fate unknown
 
 
-@pytest.mark.parametrize(("after", "skip"), [(True, 0), (True, 1), (False, 0), (False, 1)])
+@pytest.mark.parametrize(("after", "skip"), [(True, 0), (True, 1), (False, 1)])
 def test_a_front_cut_at_commit_ends_and_a_retry_gets_one_signature(
     after: bool, skip: int, new_fronts: Callable[..., list[FaultSite]], server: PostgresServer
 ) -> None:
-    """At the intent's COMMIT or at the outcome's, before or after the server carried it out."""
+    """At the intent's COMMIT or at the outcome's, before the server carried it out or after."""
     with CommitCutter(server) as proxy:
         [front] = new_fronts(1, proxy.url("log"))
         front.deployment.start()
@@ -271,27 +280,17 @@ def test_a_tail_cut_with_care_is_refused_by_the_anchor_and_by_who_remembers(
         refused_start(front, "older copy", 6)
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        "UPDATE greatseal.head SET size = size + 1, mac = decode(repeat('ab', 32), 'hex')",
-        # Entries and a head of one's own: all but the MAC can be computed.
-        (
-            "INSERT INTO greatseal.commits SELECT size + 1, time_ms, boot, root, frontier, mac, entries FROM greatseal.commits "
-            "ORDER BY size DESC LIMIT 1; UPDATE greatseal.head SET size = size + 1, root = sha256(root)"
-        ),
-    ],
-)
-def test_a_planted_head_is_not_extended_running_or_stopped(
-    edit: str, pair: list[FaultSite], server: PostgresServer
-) -> None:
+def test_a_planted_head_is_not_extended_running_or_stopped(pair: list[FaultSite], server: PostgresServer) -> None:
+    """Entries and a head of one's own: all but the MAC can be computed."""
     first, second = pair
     assert second.deployment.stop() == 0
-    sql(server, edit)
+    sql(
+        server,
+        "INSERT INTO greatseal.commits SELECT 2 * size, time_ms, boot, root, frontier, mac, entries FROM greatseal.commits "
+        "ORDER BY size DESC LIMIT 1; UPDATE greatseal.head SET size = 2 * size, root = sha256(root)",
+    )
     ended(first, "does not carry this daemon's MAC")
-    second.deployment.start(wait=False)
-    assert second.deployment.wait_exit(20) in {5, 6}
-    assert "does not carry this daemon's MAC" in second.deployment.stderr or "was altered" in second.deployment.stderr
+    refused_start(second, "does not carry this daemon's MAC", 6)
 
 
 def test_a_planted_fence_gives_no_intent_a_second_outcome(pair: list[FaultSite], server: PostgresServer) -> None:
@@ -300,19 +299,18 @@ def test_a_planted_fence_gives_no_intent_a_second_outcome(pair: list[FaultSite],
         made = wire.sign()
     assert second.deployment.stop() == 0
     intent = made.receipt.intent_index
-    sql(server, f"INSERT INTO greatseal.open_intents VALUES ({intent}, decode(repeat('dd', 16), 'hex'))")
+    sql(
+        server,
+        f"DELETE FROM greatseal.outcomes WHERE intent = {intent}; "
+        f"INSERT INTO greatseal.open_intents VALUES ({intent}, decode(repeat('dd', 16), 'hex'))",
+    )
     ended(first, f"the fences name intent {intent} as open, and entry {made.receipt.outcome_index} is its outcome")
     refused_start(second, f"the fences name intent {intent} as open", 6)
+    sql(server, "UPDATE greatseal.open_intents SET idx = 0")
+    refused_start(second, "the fences name entry 0 as an open intent, and it is none", 6)
     sql(server, "DELETE FROM greatseal.open_intents")
     first.deployment.start()
     assert list(judge([first, second]).outcomes).count(intent) == 1
-
-
-def test_a_fence_of_an_entry_that_is_no_intent_is_refused(pair: list[FaultSite], server: PostgresServer) -> None:
-    for front in pair:
-        assert front.deployment.stop() == 0
-    sql(server, "INSERT INTO greatseal.open_intents VALUES (0, decode(repeat('dd', 16), 'hex'))")
-    refused_start(pair[0], "the fences name entry 0 as an open intent, and it is none", 6)
 
 
 def test_a_deleted_fence_keeps_its_signature_from_leaving(pair: list[FaultSite], server: PostgresServer) -> None:
@@ -363,20 +361,13 @@ def test_an_edited_entry_is_named_by_the_verifier_and_never_released_again(
         assert verified.returncode == 6, verified.stderr
 
 
-@pytest.mark.parametrize(
-    "edit",
-    ["DELETE FROM greatseal.commits WHERE size = {}", "UPDATE greatseal.commits SET size = 100000 WHERE size = {}"],
-)
-def test_deleted_and_reordered_rows_are_refused_when_they_are_read(
-    edit: str, pair: list[FaultSite], server: PostgresServer
-) -> None:
+def test_a_deleted_row_is_never_read_over(pair: list[FaultSite], server: PostgresServer) -> None:
     first, _ = pair
     with first.wire() as wire:
         for _ in range(3):
             wire.sign()
         sizes = [row[0] for row in server.run("SELECT size FROM greatseal.commits ORDER BY size", "log")]
-        middle = sizes[len(sizes) // 2]
-        sql(server, edit.format(middle))
+        sql(server, f"DELETE FROM greatseal.commits WHERE size = {sizes[len(sizes) // 2]}")
         with pytest.raises(RefusedError):
             wire.entries()
     ended(first, "holds malformed rows")

@@ -59,7 +59,7 @@ class Site:
         self.recovered = 0
 
     @asynccontextmanager
-    async def boot(self, *, close: bool = True) -> AsyncIterator[AuditLog]:
+    async def boot(self, *, close: bool = True, local: bool = True) -> AsyncIterator[AuditLog]:
         boot = uuid.uuid4()
         store = SqliteStore(str(self.database), boot.bytes)
         anchor = FileAnchor(str(self.anchor_path))
@@ -81,7 +81,7 @@ class Site:
                 clock=lambda: 1_700_000_000.0,
                 metrics=QuietMetrics(),  # type: ignore[arg-type]
                 on_broken=self.broken.append,
-                local=True,
+                local=local,
             )
             log = AuditLog(
                 writer=writer,
@@ -267,11 +267,26 @@ def test_nothing_new_is_begun_while_the_reserve_is_short(site: Site) -> None:
     run(site, work)
 
 
+def test_on_a_shared_store_no_checkpoint_is_signed_before_this_boot_has_committed(site: Site) -> None:
+    """What a server shows at first may be lost in a failover; a commit of one's own confirms it."""
+
+    async def scene(*, commit_first: bool) -> None:
+        async with site.boot(local=False) as log:
+            if commit_first:
+                await log.record_admin("start")
+            await log.checkpoint()
+
+    asyncio.run(scene(commit_first=True))
+    with pytest.raises(LogUnavailable):
+        asyncio.run(scene(commit_first=False))
+    assert "before this boot has committed" in str(site.broken[0])
+
+
 def test_reads_beyond_the_log_are_refused_by_name(site: Site) -> None:
     async def work(log: AuditLog) -> None:
         await log.record_admin("start")
         with pytest.raises(EntryNotFound):
-            log.entry(1)
+            await log.entry(1)
         with pytest.raises(ArgumentInvalid):
             await log.inclusion(1)
         with pytest.raises(ArgumentInvalid):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import model_site as site
-from greatseal.oms import hashing
+from greatseal.oms import chunks, hashing
 from greatseal.oms.errors import BundleInvalid, ModelChanged, ModelDiffers, ModelRefused, ModelUnreadable
 from greatseal.oms.hashing import hash_files, require_unchanged
 from greatseal.oms.listing import IgnoredPaths, Listing, list_model, model_name, relative_to_model
@@ -183,26 +183,28 @@ class Meddler:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], turn: int = 1) -> None:
         self._act, self._turn, self._lock = act, turn, threading.Lock()
-        real = os.readv
+        real = os.preadv
 
-        def readv(descriptor: int, buffers: list[bytearray]) -> int:
-            count = real(descriptor, buffers)
+        def preadv(descriptor: int, buffers: list[bytearray], offset: int) -> int:
+            count = real(descriptor, buffers, offset)
             with self._lock:
                 self._turn -= 1
                 if self._turn == 0:
                     self._act()
             return count
 
-        monkeypatch.setattr(hashing.os, "readv", readv)
+        monkeypatch.setattr(os, "preadv", preadv)
 
 
 class TestChanging:
     BIG = "weights/00001.bin"
 
     @pytest.mark.parametrize("change", ["append", "truncate", "overwrite", "replace", "remove", "link"])
+    @pytest.mark.parametrize("way", ["_inline", "_ahead"])
     def test_a_file_that_changes_while_it_is_read_is_refused_by_name(
-        self, model: Path, monkeypatch: pytest.MonkeyPatch, change: str
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, change: str, way: str
     ):
+        monkeypatch.setattr(chunks, "_inline", getattr(chunks, way))
         target = model / self.BIG
 
         def overwrite() -> None:

@@ -91,7 +91,7 @@ def test_reflection_needs_its_action_and_is_recorded_when_it_is_refused(daemon):
         daemon.edit(r'"readTokens"\]', '"readTokens", "reflect"]')
         daemon.reload()
         names = [each.name for each in reflect(channel, list_services="").list_services_response.service]
-        assert names == [f"greatseal.v1.{name}Service" for name in ("Audit", "Identity", "Key", "Signing")]
+        assert names == [f"greatseal.v1.{name}Service" for name in ("Audit", "Identity", "Key", "Signing", "Token")]
         for name in names:
             assert reflect(channel, file_containing_symbol=name).file_descriptor_response.file_descriptor_proto
         v1 = channel.stream_stream(

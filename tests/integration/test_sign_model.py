@@ -87,7 +87,7 @@ def refused(model: Path, client: LocalClient, why: str, error: type[Exception] =
 
 
 class TestSigned:
-    @pytest.mark.parametrize("curve", ["P-256", "P-384"])
+    @pytest.mark.parametrize("curve", ["P-256", "P-384", "P-521"])
     def test_a_model_verifies_by_the_key_that_signed_it(self, model: Path, curve: str):
         key = site.new_key(curve)
         signed = sign_model(LocalClient(key), model)
@@ -181,10 +181,10 @@ class TestRefused:
         "client,why",
         [
             (lambda: LocalClient(rsa.generate_private_key(public_exponent=65537, key_size=2048)), "no RSA"),
-            (lambda: LocalClient(site.new_key("P-521")), "P-256 and P-384"),
+            (lambda: LocalClient(ec.generate_private_key(ec.SECP256K1())), "P-256, P-384 and P-521"),
             (lambda: LocalClient(algorithms=[Algorithm.ECDSA_P384_SHA384]), "does not offer ecdsa-p256-sha256"),
         ],
-        ids=["RSA", "P-521", "not offered"],
+        ids=["RSA", "secp256k1", "not offered"],
     )
     def test_a_key_that_cannot_sign_models_is_named_before_anything(
         self, model: Path, client: Callable[[], LocalClient], why: str

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
 from greatseal.algorithms import Algorithm
 from greatseald.adapters.tokens.provision import ProvisioningFailed, add_keys, find_softhsm, provision_softhsm
 from greatseald.domain.errors import TokenUnavailable
 from greatseald.ports.tokens import Operation, Signed, TokenState
-from token_site import P256, TokenSite, end_process, is_alive, refused, until_state
+from token_site import P256, TokenSite, end_process, in_the_token, is_alive, refused, store_certificate, until_state
 
 pytestmark = pytest.mark.softhsm
 
@@ -212,18 +204,6 @@ def test_an_ambiguous_key_lists_the_candidates_and_an_id_decides(site: TokenSite
     asyncio.run(run())
 
 
-def in_the_token(site: TokenSite, body: str, *arguments: str) -> None:
-    """Do something in the token as an operator's tool would: `body` sees `session` and `sys.argv`."""
-    script = (
-        "import sys\nimport pkcs11\nfrom pkcs11 import Attribute, CertificateType, KeyType, ObjectClass\n"
-        "token = pkcs11.lib(sys.argv[1]).get_token(token_label='greatseal')\n"
-        "with token.open(rw=True, user_pin=sys.stdin.read()) as session:\n" + textwrap.indent(body, "    ")
-    )
-    environment = os.environ | {"SOFTHSM2_CONF": str(site.directory / "softhsm2.conf")}
-    command = [sys.executable, "-c", script, str(find_softhsm()), *arguments]
-    subprocess.run(command, input=(site.directory / "pin").read_text().strip(), text=True, env=environment, check=True)
-
-
 GENERATE_EC = """
 parameters = session.create_domain_parameters(KeyType.EC, {Attribute.EC_PARAMS: bytes.fromhex(sys.argv[2])}, local=True)
 parameters.generate_keypair(id=b"x", label="other", store=True)
@@ -252,14 +232,7 @@ def test_a_key_that_is_not_supported_is_refused_saying_what_it_is(site: TokenSit
     asyncio.run(run())
 
 
-def test_without_a_public_key_object_the_certificate_gives_it_and_without_either_it_is_said(
-    site: TokenSite, tmp_path: Path
-):
-    public = load_der_public_key(site.spki["release"])
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "release")])
-    moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    builder = x509.CertificateBuilder(name, name, public, 7, moment, moment + dt.timedelta(days=9))  # type: ignore[arg-type]
-    certificate = builder.sign(ec.generate_private_key(ec.SECP256R1()), SHA256()).public_bytes(Encoding.DER)
+def test_without_a_public_key_object_the_certificate_gives_it_and_without_either_it_is_said(site: TokenSite):
     in_the_token(
         site, "for key in list(session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY})): key.destroy()\n"
     )
@@ -268,12 +241,7 @@ def test_without_a_public_key_object_the_certificate_gives_it_and_without_either
         async with site.token() as token:
             with pytest.raises(TokenUnavailable, match="no public key belongs to the private key"):
                 await token.find_key(RELEASE)
-            body = (
-                "session.create_object({Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.TOKEN: True,"
-                " Attribute.CERTIFICATE_TYPE: CertificateType.X_509, Attribute.ID: b'release', Attribute.LABEL: 'cert',"
-                " Attribute.SUBJECT: b'0', Attribute.VALUE: bytes.fromhex(sys.argv[2])})\n"
-            )
-            in_the_token(site, body, certificate.hex())
+            store_certificate(site, "release")
         async with site.token() as token:
             assert (await token.find_key(RELEASE)).spki == site.spki["release"]
             operations = site.operations(3)

@@ -379,6 +379,23 @@ def test_a_key_that_wants_a_login_for_each_signature_gets_one_under_the_latch(si
     asyncio.run(run())
 
 
+def test_such_a_key_is_learnt_by_its_answer_where_the_module_does_not_tell(site: TokenSite):
+    """CKA_ALWAYS_AUTHENTICATE is missing from many modules; the first C_Sign tells, and its signature is made all the same."""
+    make_always_authenticate_key(site)
+    shim = shim_of(site)
+    rule = shim.rule("C_GetAttributeValue", "attr", 0x202)
+
+    async def run() -> None:
+        async with site.token(sessions=1) as token:
+            site.spki["nine-c"] = (await token.find_key("pkcs11:object=nine-c")).spki
+            assert shim.hits(rule) > 0
+            operations = site.operations(4)
+            site.verify("nine-c", P256, operations, await site.sign(token, "nine-c", P256, operations))
+            assert sum(call.rv == ckr.CKR_USER_NOT_LOGGED_IN for call in shim.calls() if call.function == "C_Sign") == 1
+
+    asyncio.run(run())
+
+
 def test_a_pin_that_is_refused_for_a_signature_is_not_tried_for_the_next(site: TokenSite):
     make_always_authenticate_key(site)
     shim = shim_of(site)

@@ -90,16 +90,40 @@ def test_unclear_trust_is_a_mistake_of_usage(model: Path, options: tuple[str, ..
     assert verify(model, *options, expect=2).stderr
 
 
-def test_a_terminal_gets_a_progress_bar_and_a_pipe_none(model: Path):
+def on_terminal(*command: str | Path, **environment: str) -> tuple[str, str]:
+    """What a command writes to a pipe on stdout, and to a terminal on stderr."""
     ours, theirs = pty.openpty()
     try:
-        environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "NO_COLOR": "1"}
-        command = [GREATSEAL, "verify", "model", model, "--public-key", model.parent / "key.pem"]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, timeout=60, check=True)
-        shown = os.read(ours, 1 << 16).decode()
+        variables = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "NO_COLOR": "1"} | environment
+        ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env=variables, timeout=60, check=True)
+        os.write(theirs, b"END")
+        shown = b""
+        while not shown.endswith(b"END"):
+            shown += os.read(ours, 1 << 16)
     finally:
         os.close(ours)
         os.close(theirs)
+    return ran.stdout.decode(), shown.removesuffix(b"END").decode()
+
+
+def test_a_terminal_gets_a_progress_bar_and_a_pipe_none(model: Path):
+    command = (GREATSEAL, "verify", "model", model, "--public-key", model.parent / "key.pem")
+    stdout, shown = on_terminal(*command)
     assert "verifying" in shown
-    assert b"verifying" not in ran.stdout
+    assert "MiB/s" in shown
+    assert "verifying" not in stdout
     assert "verifying" not in verify(model, "--public-key", "key.pem").stderr
+    for silent in ([*command, "--no-progress"], [*command, "--json"]):
+        assert "verifying" not in on_terminal(*silent)[1]
+    assert "\x1b" not in on_terminal(*command, TERM="dumb")[1]
+
+
+def test_a_pipe_gets_lines_where_progress_is_asked_for(model: Path):
+    ran = verify(model, "--public-key", "key.pem", "--progress", "--json")
+    size = json.loads(ran.stdout)["bytes"]
+    assert size
+    first, *_ = lines = [line for line in ran.stderr.splitlines() if line.startswith("verifying: ")]
+    assert lines[-1].startswith("verifying: 100 %, 2.2 MiB of 2.2 MiB, ")
+    assert first.endswith("/s")
+    assert "\x1b" not in ran.stderr
+    assert "\r" not in ran.stderr

@@ -136,15 +136,18 @@ class Shim:
         after: int = 0,
         times: int = 0,
         digest: bytes = b"",
+        **keys: int | bytes,
     ) -> Rule:
         """Put a rule in force at once, in processes that run already as in those to come.
 
-        `times` 0 means for ever. Actions and their values: see shim.c.
+        `times` 0 means for ever. Actions, their values and other keys (`mech`, `hash`, `class_`, `bytes_`): see shim.c.
         """
         line = f"{self._next_id} {function} {action}" + ("" if value is None else f"={value}")
         line += f" after={after}" if after else ""
         line += f" times={times}" if times else ""
         line += f" digest={digest.hex()}" if digest else ""
+        for key, given in keys.items():
+            line += f" {key.rstrip('_')}={given.hex() if isinstance(given, bytes) else given}"
         rule = Rule(self._next_id, line)
         self._next_id += 1
         self._rules[rule.id] = rule

@@ -17,8 +17,15 @@
  *            module is called, then N is returned) | flip (one bit of the signature) | delay=MS |
  *            lockout=K (C_Login: CKR_PIN_LOCKED after K wrong PINs in a row, with the token's flags) |
  *            empty (C_GetSlotList: no token present)
+ *   how vendors differ, standing properties of the module:
+ *            attr=TYPE (C_GetAttributeValue: the attribute is bytes=HEX, or missing where that is left out;
+ *            class=N: of objects of this class only) | hide=N, add=N (C_GetMechanismList: one mechanism) |
+ *            full (C_GetTokenInfo: no token is left to be initialised) | strip (C_Sign: r and s without leading
+ *            zeroes) | der (C_Sign: r and s as DER) | cut=N (C_Sign: without the last N bytes) | twice (C_Sign:
+ *            CKR_BUFFER_TOO_SMALL until it was asked for the length)
  *   keys:    after=N  leave the first N matching calls alone;  times=N  act N times, then no more;
- *            digest=HEX  only a C_Sign over a digest that begins so
+ *            digest=HEX  only a C_Sign over a digest that begins so;
+ *            mech=N, hash=N  only a C_SignInit of this mechanism, and of RSA-PSS with this hash
  * A length query (C_Sign with no buffer) is passed on: it is no signature, no rule sees it.
  */
 #define _GNU_SOURCE
@@ -82,7 +89,12 @@ enum {
     CKR_ARGUMENTS_BAD = 0x07,
     CKR_PIN_INCORRECT = 0xA0,
     CKR_PIN_LOCKED = 0xA4,
+    CKR_ATTRIBUTE_TYPE_INVALID = 0x12,
     CKR_SESSION_COUNT = 0xB1,
+    CKR_BUFFER_TOO_SMALL = 0x150,
+    CKA_CLASS = 0x0,
+    CKM_RSA_PKCS_PSS = 0xD,
+    CKF_TOKEN_INITIALIZED = 0x400,
     CKF_USER_PIN_COUNT_LOW = 0x10000,
     CKF_USER_PIN_FINAL_TRY = 0x20000,
     CKF_USER_PIN_LOCKED = 0x40000,
@@ -91,13 +103,17 @@ enum {
 
 enum { MAX_RULES = 32, MAX_COUNTERS = 4096 };
 
-typedef enum { A_HANG, A_SEGV, A_ABORT, A_EXIT, A_RV, A_LATE, A_FLIP, A_DELAY, A_LOCKOUT, A_EMPTY } action_t;
+typedef enum { A_HANG, A_SEGV, A_ABORT, A_EXIT, A_RV, A_LATE, A_FLIP, A_DELAY, A_LOCKOUT, A_EMPTY,
+               A_FULL, A_STRIP, A_DER, A_CUT, A_TWICE, A_ATTR, A_HIDE, A_ADD } action_t; /* from A_ATTR on: several at once */
 
 typedef struct {
     int id, function; /* function -1: every one */
     action_t action;
     ulong_t value, after, times; /* times 0: without end */
     char digest[130];
+    long mech, hash, class; /* -1: any */
+    long length;            /* of `bytes`; -1: the attribute is missing */
+    byte_t bytes[512];
 } rule_t;
 
 static function_list_t *real, shim_list;
@@ -110,6 +126,7 @@ static pthread_mutex_t control_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct stat control_stat;
 static rule_t rules[MAX_RULES];
 static int rule_count;
+static _Thread_local long signing_mech = -1, signing_hash = -1; /* of the C_SignInit that a rule is looked up for */
 static volatile int *volatile wild_pointer = (volatile int *)8;
 
 static int ready(void);
@@ -152,6 +169,7 @@ static int parse_rule(char *line, rule_t *rule) {
     memset(rule, 0, sizeof *rule);
     rule->id = atoi(word);
     rule->function = -2;
+    rule->mech = rule->hash = rule->class = rule->length = -1;
     word = strtok_r(NULL, " \t\n", &save);
     if (word != NULL && strcmp(word, "*") == 0) rule->function = -1;
     for (int i = 0; word != NULL && i < F_COUNT; i++)
@@ -165,7 +183,9 @@ static int parse_rule(char *line, rule_t *rule) {
         const char *word;
         action_t action;
     } table[] = {{"hang", A_HANG}, {"segv", A_SEGV}, {"abort", A_ABORT}, {"exit", A_EXIT},       {"rv", A_RV},
-                 {"late", A_LATE}, {"flip", A_FLIP}, {"delay", A_DELAY}, {"lockout", A_LOCKOUT}, {"empty", A_EMPTY}};
+                 {"late", A_LATE}, {"flip", A_FLIP}, {"delay", A_DELAY}, {"lockout", A_LOCKOUT}, {"empty", A_EMPTY},
+                 {"full", A_FULL}, {"strip", A_STRIP}, {"der", A_DER},   {"twice", A_TWICE},     {"attr", A_ATTR},
+                 {"hide", A_HIDE}, {"add", A_ADD}, {"cut", A_CUT}};
     int known = 0;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (strcmp(word, table[i].word) == 0) rule->action = table[i].action, known = 1;
@@ -177,6 +197,18 @@ static int parse_rule(char *line, rule_t *rule) {
             rule->times = strtoul(word + 6, NULL, 0);
         else if (strncmp(word, "digest=", 7) == 0)
             snprintf(rule->digest, sizeof rule->digest, "%s", word + 7);
+        else if (strncmp(word, "mech=", 5) == 0)
+            rule->mech = strtol(word + 5, NULL, 0);
+        else if (strncmp(word, "hash=", 5) == 0)
+            rule->hash = strtol(word + 5, NULL, 0);
+        else if (strncmp(word, "class=", 6) == 0)
+            rule->class = strtol(word + 6, NULL, 0);
+        else if (strncmp(word, "bytes=", 6) == 0) {
+            rule->length = (long)strlen(word + 6) / 2;
+            if (rule->length > (long)sizeof rule->bytes) return -1;
+            for (long i = 0; i < rule->length; i++)
+                if (sscanf(word + 6 + 2 * i, "%2hhx", &rule->bytes[i]) != 1) return -1;
+        }
         else
             return -1;
     }
@@ -185,7 +217,7 @@ static int parse_rule(char *line, rule_t *rule) {
 
 static void read_control(void) { /* control_lock is held */
     struct stat now;
-    char line[512];
+    char line[2048];
     if (stat(control_path, &now) != 0) {
         rule_count = 0;
         memset(&control_stat, 0, sizeof control_stat);
@@ -221,6 +253,9 @@ static int matching(int function, const char *digest_hex, rule_t *out) {
         if (rule->digest[0] != 0 &&
             (digest_hex == NULL || strncmp(digest_hex, rule->digest, strlen(rule->digest)) != 0))
             continue;
+        if (rule->action >= A_ATTR) continue; /* see `standing` */
+        if (rule->mech != -1 && rule->mech != signing_mech) continue;
+        if (rule->hash != -1 && rule->hash != signing_hash) continue;
         if (rule->action == A_LOCKOUT) { /* a standing property, not an event */
             *out = *rule, found = 1;
             continue;
@@ -280,15 +315,86 @@ rv_t C_GetSessionInfo(ulong_t session, void *info) {
     PASS_OR(C_GetSessionInfo, REAL(C_GetSessionInfo, ulong_t, void *)(session, info));
 }
 
+/* Copies of all rules with this action, which apply together; how many. */
+static int standing(action_t action, rule_t *out) {
+    int found = 0;
+    if (control_path == NULL) return 0;
+    pthread_mutex_lock(&control_lock);
+    read_control();
+    for (int i = 0; i < rule_count; i++)
+        if (rules[i].action == action) out[found++] = rules[i];
+    pthread_mutex_unlock(&control_lock);
+    return found;
+}
+
+static rv_t mechanism_list(ulong_t slot, ulong_t *list, ulong_t *count) {
+    rule_t hidden[MAX_RULES], added[MAX_RULES];
+    int hides = standing(A_HIDE, hidden), adds = standing(A_ADD, added);
+    if (hides + adds == 0) return REAL(C_GetMechanismList, ulong_t, ulong_t *, ulong_t *)(slot, list, count);
+    ulong_t all[1024], n = 1024 - MAX_RULES, kept = 0;
+    rv_t rv = REAL(C_GetMechanismList, ulong_t, ulong_t *, ulong_t *)(slot, all, &n);
+    if (rv != CKR_OK) return rv;
+    for (ulong_t i = 0; i < n; i++) {
+        int drop = 0;
+        for (int k = 0; k < hides; k++) drop |= all[i] == hidden[k].value;
+        if (!drop) all[kept++] = all[i];
+    }
+    for (int k = 0; k < adds; k++) all[kept++] = added[k].value;
+    for (int k = 0; k < hides; k++) atomic_fetch_add(&counters[hidden[k].id], 1);
+    for (int k = 0; k < adds; k++) atomic_fetch_add(&counters[added[k].id], 1);
+    if (list != NULL && *count < kept) rv = CKR_BUFFER_TOO_SMALL;
+    if (list != NULL && rv == CKR_OK) memcpy(list, all, kept * sizeof *all);
+    *count = kept;
+    return rv;
+}
+
 rv_t C_GetMechanismList(ulong_t slot, ulong_t *list, ulong_t *count) {
-    PASS_OR(C_GetMechanismList, REAL(C_GetMechanismList, ulong_t, ulong_t *, ulong_t *)(slot, list, count));
+    PASS_OR(C_GetMechanismList, mechanism_list(slot, list, count));
 }
 
 rv_t C_Logout(ulong_t session) { PASS_OR(C_Logout, REAL(C_Logout, ulong_t)(session)); }
 
+typedef struct {
+    ulong_t type;
+    void *value;
+    ulong_t length;
+} attribute_t;
+
+static rv_t attributes(ulong_t session, ulong_t object, attribute_t *template, ulong_t count) {
+    rule_t changed[MAX_RULES];
+    int changes = standing(A_ATTR, changed);
+    if (changes == 0)
+        return REAL(C_GetAttributeValue, ulong_t, ulong_t, void *, ulong_t)(session, object, template, count);
+    ulong_t class = ~0UL;
+    attribute_t ask = {CKA_CLASS, &class, sizeof class};
+    REAL(C_GetAttributeValue, ulong_t, ulong_t, void *, ulong_t)(session, object, &ask, 1);
+    rv_t answer = CKR_OK;
+    for (ulong_t i = 0; i < count; i++) { /* one by one: each answers for itself */
+        const rule_t *rule = NULL;
+        for (int k = 0; k < changes; k++)
+            if (changed[k].value == template[i].type && (changed[k].class == -1 || (ulong_t)changed[k].class == class))
+                rule = &changed[k];
+        rv_t rv = CKR_OK;
+        if (rule == NULL)
+            rv = REAL(C_GetAttributeValue, ulong_t, ulong_t, void *, ulong_t)(session, object, &template[i], 1);
+        else {
+            atomic_fetch_add(&counters[rule->id], 1);
+            ulong_t room = template[i].length;
+            template[i].length = (ulong_t)rule->length;
+            if (rule->length < 0)
+                rv = CKR_ATTRIBUTE_TYPE_INVALID;
+            else if (template[i].value != NULL && room < (ulong_t)rule->length)
+                rv = CKR_BUFFER_TOO_SMALL, template[i].length = ~0UL;
+            else if (template[i].value != NULL)
+                memcpy(template[i].value, rule->bytes, (size_t)rule->length);
+        }
+        if (rv != CKR_OK) answer = rv;
+    }
+    return answer;
+}
+
 rv_t C_GetAttributeValue(ulong_t session, ulong_t object, void *template, ulong_t count) {
-    PASS_OR(C_GetAttributeValue,
-            REAL(C_GetAttributeValue, ulong_t, ulong_t, void *, ulong_t)(session, object, template, count));
+    PASS_OR(C_GetAttributeValue, attributes(session, object, template, count));
 }
 
 rv_t C_FindObjectsInit(ulong_t session, void *template, ulong_t count) {
@@ -301,7 +407,14 @@ rv_t C_FindObjects(ulong_t session, ulong_t *objects, ulong_t max, ulong_t *coun
 
 rv_t C_FindObjectsFinal(ulong_t session) { PASS_OR(C_FindObjectsFinal, REAL(C_FindObjectsFinal, ulong_t)(session)); }
 
+/* Sessions that were asked for a signature's length since their C_SignInit, for `twice`. */
+static atomic_int asked_length[4096];
+
 rv_t C_SignInit(ulong_t session, void *mechanism, ulong_t key) {
+    attribute_t *given = mechanism; /* CK_MECHANISM has the same layout */
+    signing_mech = given == NULL ? -1 : (long)given->type;
+    signing_hash = signing_mech == CKM_RSA_PKCS_PSS && given->value != NULL ? (long)*(ulong_t *)given->value : -1;
+    atomic_store(&asked_length[session % 4096], 0);
     PASS_OR(C_SignInit, REAL(C_SignInit, ulong_t, void *, ulong_t)(session, mechanism, key));
 }
 
@@ -392,6 +505,11 @@ rv_t C_GetTokenInfo(ulong_t slot, byte_t *info) {
         if (wrong >= limit) flags |= CKF_USER_PIN_LOCKED;
         memcpy(info + TOKEN_INFO_FLAGS_OFFSET, &flags, sizeof flags);
     }
+    if (rv == CKR_OK && ruled && rule.action == A_FULL) {
+        memcpy(&flags, info + TOKEN_INFO_FLAGS_OFFSET, sizeof flags);
+        flags |= CKF_TOKEN_INITIALIZED;
+        memcpy(info + TOKEN_INFO_FLAGS_OFFSET, &flags, sizeof flags);
+    }
     return rv;
 }
 
@@ -415,11 +533,39 @@ rv_t C_Login(ulong_t session, ulong_t user, byte_t *pin, ulong_t len) {
     return rv;
 }
 
+/* Rewrite r || s in place: without leading zeroes, or as DER. `sig` holds twice the length, as our callers' buffers do. */
+static void rewrite(byte_t *sig, ulong_t *sig_len, int der) {
+    byte_t out[300];
+    ulong_t half = *sig_len / 2, n = 0;
+    for (int part = 0; part < 2; part++) {
+        const byte_t *from = sig + part * half;
+        ulong_t length = half;
+        while (length > 1 && *from == 0) from++, length--;
+        if (der) {
+            int pad = *from >> 7;
+            out[n++] = 2, out[n++] = (byte_t)(length + (ulong_t)pad);
+            if (pad) out[n++] = 0;
+        }
+        memcpy(out + n, from, length), n += length;
+    }
+    ulong_t head = 0;
+    if (der) {
+        sig[head++] = 0x30;
+        if (n > 127) sig[head++] = 0x81;
+        sig[head++] = (byte_t)n;
+    }
+    memcpy(sig + head, out, n);
+    *sig_len = head + n;
+}
+
 rv_t C_Sign(ulong_t session, byte_t *data, ulong_t data_len, byte_t *sig, ulong_t *sig_len) {
     rule_t rule;
     rv_t rv;
     char digest_hex[129];
-    if (sig == NULL) return REAL(C_Sign, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(session, data, data_len, sig, sig_len);
+    if (sig == NULL) {
+        atomic_store(&asked_length[session % 4096], 1);
+        return REAL(C_Sign, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(session, data, data_len, sig, sig_len);
+    }
     /* CKM_RSA_PKCS is given DigestInfo: 19 bytes, then a digest of 32, 48 or 64. */
     ulong_t skip = data_len == 51 || data_len == 67 || data_len == 83 ? 19 : 0;
     ulong_t digest_len = data_len - skip > 64 ? 64 : data_len - skip;
@@ -427,9 +573,13 @@ rv_t C_Sign(ulong_t session, byte_t *data, ulong_t data_len, byte_t *sig, ulong_
     digest_hex[2 * digest_len] = 0;
     int ruled = matching(F_C_Sign, digest_hex, &rule);
     if (ruled && before(&rule, &rv)) return rv;
+    if (ruled && rule.action == A_TWICE && !atomic_exchange(&asked_length[session % 4096], 0)) return CKR_BUFFER_TOO_SMALL;
     if (delay_ms > 0) sleep_ms(delay_ms);
     rv = REAL(C_Sign, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(session, data, data_len, sig, sig_len);
     if (ruled && rule.action == A_FLIP && rv == CKR_OK) sig[*sig_len - 1] ^= 1;
+    if (ruled && rule.action == A_CUT && rv == CKR_OK) *sig_len -= rule.value;
+    if (ruled && (rule.action == A_STRIP || rule.action == A_DER) && rv == CKR_OK)
+        rewrite(sig, sig_len, rule.action == A_DER);
     ledger("C_Sign", data + skip, digest_len, rv, rv == CKR_OK ? sig : NULL, rv == CKR_OK ? *sig_len : 0);
     if (ruled && rule.action == A_LATE) rv = rule.value;
     return rv;

@@ -33,6 +33,48 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
     assert set(done.stderr.split()) & HEAVY == set()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "groups"),
+    [
+        (["--help"], set()),
+        ([], set()),
+        (["sign", "--help"], {"sign", "models", "many"}),
+        (["keys", "show", "--help"], {"keys"}),
+        (["version"], set()),
+    ],
+)
+def test_a_group_is_imported_only_when_its_commands_are_asked_for(arguments: list[str], groups: set[str]):
+    code = (
+        "import sys\nfrom greatseal.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(*(name for name in sys.modules if name.startswith('greatseal.cli.')), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
+    loaded = {name.rpartition(".")[2] for name in done.stderr.splitlines()[-1].split()}
+    lazy = {
+        "audit",
+        "auditexport",
+        "auditlist",
+        "auditprove",
+        "auditverify",
+        "many",
+        "models",
+        "receipts",
+        "sign",
+        "tokens",
+    }
+    assert loaded & (lazy | {"keys"}) == groups | {"keys"}  # whoami stands there
+
+
+def test_every_group_has_its_commands_and_an_unknown_one_is_named():
+    done = greatseal("audit", "--help")
+    assert all(f"\n  {name} " in done.stdout for name in ("list", "tail", "show", "prove", "verify", "export"))
+    wrong = greatseal("audit", "no-such-command")
+    assert wrong.returncode == 2
+    assert "no-such-command" in wrong.stderr
+
+
 def test_help_of_a_command_names_the_command_and_its_options():
     done = greatseal("sign", "digest", "--help")
     assert done.returncode == 0

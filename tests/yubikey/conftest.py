@@ -1,4 +1,4 @@
-"""One pcscd with fresh YubiKeys for each test; nothing of it is left when the test has ended."""
+"""One pcscd for each module, with YubiKeys that are as new in each test; nothing is left when it has ended."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from yubikey_site import YubiKeySite
 from yubikeys import YubiKeyRig
 
 
-@pytest.fixture
-def rig() -> Iterator[YubiKeyRig]:
+@pytest.fixture(scope="module")
+def module_rig() -> Iterator[YubiKeyRig]:
     with YubiKeyRig([{"serial": 11111111}, {"serial": 22222222}, {"serial": 33333333, "version": [5, 2, 7]}]) as rig:
         yield rig
+
+
+@pytest.fixture
+def rig(module_rig: YubiKeyRig) -> YubiKeyRig:
+    module_rig.renew()
+    return module_rig
 
 
 @pytest.fixture

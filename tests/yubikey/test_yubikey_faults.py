@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from yubikey_site import P256, YubiKeySite, until
+from yubikey_site import P256, YubiKeySite, until, until_state
 from yubikeys import YubiKeyRig
 
 from greatseal.algorithms import Algorithm
@@ -27,11 +27,11 @@ async def test_a_yubikey_that_is_pulled_and_put_back_signs_again(site: YubiKeySi
         for _ in range(3):
             assert isinstance((await site.sign(token, SLOT, P256, site.operations(1)))[0], Signed)
             site.rig.eject(SERIAL)
-            await until(lambda: token.state is TokenState.UNAVAILABLE)  # nobody had to ask for a signature
+            await until_state(token, TokenState.UNAVAILABLE)  # nobody had to ask for a signature
             with pytest.raises(TokenUnavailable):
                 await site.sign(token, SLOT, P256, site.operations(1))
             site.rig.insert(SERIAL)
-            await until(lambda: token.state is TokenState.READY)
+            await until_state(token, TokenState.READY)
         assert isinstance((await site.sign(token, SLOT, P256, site.operations(1)))[0], Signed)
     assert site.rig.look(SERIAL)["tries"] == 3
 
@@ -48,7 +48,7 @@ async def test_pulled_in_the_middle_of_a_signature_the_outcome_is_unknown(site: 
         assert [result.unknown for result in failed] == [True, False, False]
         site.rig.switch(SERIAL, **{moment: False})
         site.rig.insert(SERIAL)
-        await until(lambda: token.state is TokenState.READY)
+        await until_state(token, TokenState.READY)
         assert isinstance((await site.sign(token, SLOT, P256, site.operations(1)))[0], Signed)
     made = site.rig.look(SERIAL)["signatures"]
     assert made == (3 if moment == "pull_after_signing" else 2)
@@ -74,10 +74,10 @@ async def test_pcscd_stopped_and_started_again(site: YubiKeySite):
     async with site.token() as token:
         assert isinstance((await site.sign(token, SLOT, P256, site.operations(1)))[0], Signed)
         await asyncio.to_thread(site.rig.stop_pcscd)
-        await until(lambda: token.state is TokenState.UNAVAILABLE)
+        await until_state(token, TokenState.UNAVAILABLE)
         await until(lambda: "pcscd does not run" in token.detail)
         await asyncio.to_thread(site.rig.start_pcscd)
-        await until(lambda: token.state is TokenState.READY)
+        await until_state(token, TokenState.READY)
         assert isinstance((await site.sign(token, SLOT, P256, site.operations(1)))[0], Signed)
 
 
@@ -88,7 +88,7 @@ async def test_a_killed_host_is_replaced_though_pcscd_still_holds_its_card(site:
             assert token.host_pid is not None
             os.kill(token.host_pid, signal.SIGKILL)
             await until(lambda: token.state is not TokenState.READY)
-            await until(lambda: token.state is TokenState.READY)
+            await until_state(token, TokenState.READY)
             assert isinstance((await site.sign(token, SLOT, P256, site.operations(1)))[0], Signed)
 
 
@@ -101,7 +101,7 @@ async def test_a_device_that_hangs_is_given_up_and_its_host_replaced(site: YubiK
         site.rig.switch(SERIAL, hang_seconds=0.0)
         site.rig.eject(SERIAL)  # what a person does with a device that hangs
         site.rig.insert(SERIAL)
-        await until(lambda: token.state is TokenState.READY)
+        await until_state(token, TokenState.READY)
         assert isinstance((await site.sign(token, SLOT, P256, site.operations(1)))[0], Signed)
 
 
@@ -128,7 +128,7 @@ async def test_a_status_word_means_what_the_table_says(
         assert f"{word:04X}" in result.detail
         assert (token.state is TokenState.READY) is ready
         site.rig.switch(SERIAL, word_for={})
-        await until(lambda: token.state is TokenState.READY)
+        await until_state(token, TokenState.READY)
         assert isinstance((await site.sign(token, SLOT, P256, site.operations(1)))[0], Signed)
 
 
@@ -168,7 +168,7 @@ async def test_a_wrong_pin_is_tried_once_and_never_again_by_itself(site: YubiKey
         assert site.rig.look(SERIAL)["tries"] == 2
         site.pin_file.write_text("123456\n")  # the operator acts
         (site.state_dir / "pin-attempt.latch").unlink()
-        await until(lambda: token.state is TokenState.READY)
+        await until_state(token, TokenState.READY)
     assert site.rig.look(SERIAL)["tries"] == 3
     assert b"654321" not in b"".join(path.read_bytes() for path in site.state_dir.iterdir())
 
@@ -192,7 +192,7 @@ async def test_a_pin_changed_behind_the_daemon_is_tried_once_by_an_always_key(si
         site.rig.set(SERIAL, pin=b"99999999".hex())
         results = await site.sign(token, SLOT, P256, site.operations(5))
         assert all(isinstance(result, NotSigned) and result.locked and not result.unknown for result in results)
-        await until(lambda: token.state is TokenState.LOCKED)
+        await until_state(token, TokenState.LOCKED)
     assert site.rig.look(SERIAL)["tries"] == 2
 
 

@@ -186,6 +186,12 @@ class VirtualYubiKey:
         self.factory_reset()
         self.power()
 
+    def renew(self) -> None:
+        """Be a new device with the same serial number."""
+        self.switches = Switches()
+        self.signatures = self.verifications = 0
+        self.factory_reset()
+
     def factory_reset(self) -> None:
         """What RESET leaves."""
         self.pin, self.puk, self.tries, self.puk_tries, self.most_tries = DEFAULT_PIN, DEFAULT_PUK, 3, 3, 3

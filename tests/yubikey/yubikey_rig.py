@@ -1,11 +1,12 @@
 """The process behind a test's YubiKeys: a private pcscd, and cards that are TCP clients of its readers.
 
-It runs in mount and network namespaces of its own (`unshare -mn`), because pcscd's socket has one
+It runs in mount, network and process namespaces of its own (`unshare -mnp`), because pcscd's socket has one
 path on a machine and vsmartcard's readers listen on every address. The directory that holds the
 socket is bind-mounted over /run/pcscd, so that programs outside reach this pcscd through
-PCSCLITE_CSOCK_NAME. Commands come as JSON lines over the AF_UNIX socket `control`, and end with it.
+PCSCLITE_CSOCK_NAME. Commands come as JSON lines over the AF_UNIX socket `control`, and end with it; when this
+process ends, however it does, the kernel ends pcscd.
 
-    unshare -mn python yubikey_rig.py DIR '[{"serial": 1, "version": [5, 7, 1]}, ...]'
+    unshare -mnp --fork --mount-proc python yubikey_rig.py DIR '[{"serial": 1, "version": [5, 7, 1]}, ...]'
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from virtual_yubikey import ATR, Issuer, VirtualYubiKey
 
 DRIVER = Path("/usr/lib/pcsc/drivers/serial/libifdvpcd.so")
 FIRST_PORT = 0x8C7B
+HAND_SECONDS = 1.2
+NAME = "Yubico YubiKey OTP+FIDO+CCID"
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
@@ -61,23 +64,37 @@ class Reader(threading.Thread):
         super().__init__(daemon=True)
         self.card, self.port = card, port
         self._inserted = threading.Event()
+        self._left_at = 0.0
         self._socket: socket.socket | None = None
+
+    @property
+    def in_pcscd(self) -> str:
+        """What pcscd calls its reader: two slots for each entry of its configuration."""
+        entry, slot = divmod(self.port - FIRST_PORT, 2)
+        return f"{NAME} {entry} 00 {slot:02d}"
 
     @property
     def is_inserted(self) -> bool:
         return self._inserted.is_set()
 
     def insert(self) -> None:
+        # pcscd asks every 0.4 s whether a card is there. One that comes back sooner, as no hand could bring it,
+        # is taken for the one that left, and never gets power.
+        time.sleep(max(0.0, self._left_at + HAND_SECONDS - time.monotonic()))
         self.card.power()
         self._inserted.set()
 
     def eject(self) -> None:
-        self._inserted.clear()
+        self._leave()
         self.card.pull()
         sock = self._socket
         if sock is not None:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+    def _leave(self) -> None:
+        self._left_at = time.monotonic()
+        self._inserted.clear()
 
     def run(self) -> None:
         while True:
@@ -105,7 +122,7 @@ class Reader(threading.Thread):
                 continue
             response = self.card.answer(body)
             if response is None:
-                self._inserted.clear()
+                self._leave()
                 return
             sock.sendall(struct.pack(">H", len(response)) + response)
 
@@ -125,7 +142,7 @@ class Rig:
             shutil.copy(DRIVER, library)
             port = FIRST_PORT + number
             (readers / f"reader-{number}").write_text(
-                f'FRIENDLYNAME "Yubico YubiKey OTP+FIDO+CCID {number // 2}"\nDEVICENAME /dev/null:0x{port:X}\n'
+                f'FRIENDLYNAME "{NAME} {number // 2}"\nDEVICENAME /dev/null:0x{port:X}\n'
                 f"LIBPATH {library}\nCHANNELID 0x{port:X}\n"
             )
         for number, each in enumerate(cards):
@@ -150,16 +167,22 @@ class Rig:
 
     def _await_cards(self) -> None:
         """Return once pcscd has seen every card that is in its reader."""
-        wanted = sum(reader.is_inserted for reader in self.readers.values())
+        names = [reader.in_pcscd for reader in self.readers.values() if reader.is_inserted]
+        if not names:
+            return
         deadline = time.monotonic() + 10
         _, context = scard.SCardEstablishContext(scard.SCARD_SCOPE_USER)
         while True:
-            _, names = scard.SCardListReaders(context, [])
-            _, states = scard.SCardGetStatusChange(context, 0, [(name, scard.SCARD_STATE_UNAWARE) for name in names])
-            if sum(bool(state & scard.SCARD_STATE_PRESENT) for _, state, _ in states) >= wanted:
+            _, known = scard.SCardListReaders(context, [])
+            states = []
+            if set(names) <= set(known):
+                _, states = scard.SCardGetStatusChange(
+                    context, 0, [(name, scard.SCARD_STATE_UNAWARE) for name in names]
+                )
+            if states and all(state & scard.SCARD_STATE_PRESENT for _, state, _ in states):
                 break
             if time.monotonic() > deadline:
-                raise RuntimeError("pcscd sees no cards: " + (self.directory / "pcscd.log").read_text())
+                raise RuntimeError(f"pcscd sees {states}: " + (self.directory / "pcscd.log").read_text())
             time.sleep(0.02)
         scard.SCardReleaseContext(context)
 
@@ -174,12 +197,24 @@ class Rig:
         for path in (self.directory / "run").iterdir():
             path.unlink()
 
+    def renew(self) -> None:
+        """Every device as it came from the factory, in its reader, and pcscd running."""
+        for reader in self.readers.values():
+            reader.card.renew()
+            if not reader.is_inserted:
+                reader.insert()
+        if self.pcscd is None or self.pcscd.poll() is not None:
+            self.start()
+        self._await_cards()
+
     def do(self, command: dict[str, object]) -> dict[str, object]:
         what = command.pop("do")
         if what == "stop-pcscd":
             self.stop()
         elif what == "start-pcscd":
             self.start()
+        elif what == "renew":
+            self.renew()
         else:
             reader = self.readers[str(command.pop("serial"))]
             card = reader.card

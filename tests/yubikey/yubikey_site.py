@@ -103,6 +103,15 @@ class YubiKeySite:
 
 async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait until `condition` holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, "it did not come about"
+        await asyncio.sleep(0.02)
+
+
+async def until_state(token: SupervisedToken, wanted: TokenState, seconds: float = 30.0) -> None:
+    """Wait until the token is in this state."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while token.state is not wanted:
+        assert asyncio.get_running_loop().time() < deadline, f"{token.state}: {token.detail}"
+        await asyncio.sleep(0.02)

@@ -52,7 +52,7 @@ class YubiKeyRig:
         self.environment = {"PCSCLITE_CSOCK_NAME": str(self.directory / "run" / "pcscd.comm")}
         self.roots = self.directory / "root.pem"
         self._process = subprocess.Popen(
-            ["unshare", *_user_namespace(), "-mn", "--kill-child", "--fork", sys.executable, str(_HERE / "yubikey_rig.py"), str(self.directory), json.dumps(cards)],
+            ["unshare", *_user_namespace(), "-mnp", "--mount-proc", "--kill-child", "--fork", sys.executable, str(_HERE / "yubikey_rig.py"), str(self.directory), json.dumps(cards)],
             env={**os.environ, "PYTHONPATH": str(_HERE)},
             start_new_session=True,
         )  # fmt: skip
@@ -105,6 +105,10 @@ class YubiKeyRig:
         """Have a key in the device already; returns its SubjectPublicKeyInfo."""
         policies = {"pin_policy": pin_policy, "touch_policy": touch_policy}
         return bytes.fromhex(self._do("generate", serial=serial, slot=slot, kind=kind, **policies, **more)["spki"])
+
+    def renew(self) -> None:
+        """Have every device as new, in its reader."""
+        self._do("renew")
 
     def stop_pcscd(self) -> None:
         self._do("stop-pcscd")

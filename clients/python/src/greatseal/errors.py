@@ -3,6 +3,7 @@
     GreatsealError                      retry  exit
     ├── UsageError                      no     2     what was asked for is malformed; nothing was sent
     │   └── ProfileError                no     2     the client's profile is missing, malformed or unsafe
+    │       └── DaemonNotRunning        no     5     the profile leads to a daemon of this machine that is not running
     ├── VerificationFailed              no     6     evidence does not verify (a signature, receipt, model, log)
     │   └── LogRegressed                no     6     the log is shorter than, or differs from, what was seen before
     └── DaemonError                                  the daemon, or the way to it, said no
@@ -64,6 +65,12 @@ class UsageError(GreatsealError):
 
 class ProfileError(UsageError):
     """The client's profile is missing, malformed or unsafe; the message names file and key."""
+
+
+class DaemonNotRunning(ProfileError):
+    """The profile leads to a daemon through the file that it writes while it runs, and there is no such file."""
+
+    exit_code = 5
 
 
 class VerificationFailed(GreatsealError):

@@ -29,7 +29,7 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from greatseal import strictjson, tlog
+from greatseal import compactjson, tlog
 from greatseal.errors import VerificationFailed
 from greatseal.verification import ProofInvalid
 
@@ -135,7 +135,7 @@ class LogCheck:
 
     def _read(self, index: int, leaf: bytes, data: bytes) -> str:
         try:
-            entry = strictjson.decode(data, max_bytes=MAX_ENTRY_BYTES, what="the entry")
+            entry = compactjson.decode(data, max_bytes=MAX_ENTRY_BYTES, what="the entry")
         except VerificationFailed as error:
             return error.message
         if not isinstance(entry, dict) or entry.get("v") != 1:
@@ -155,7 +155,7 @@ class LogCheck:
         return problem
 
     def _intent(self, index: int, leaf: bytes, entry: dict[str, Any]) -> str:
-        spki, tbs, algorithm = _text(entry, "key", "spki_sha256"), _text(entry, "tbs"), _text(entry, "mech")
+        spki, tbs, algorithm = _spki(entry), _text(entry, "tbs"), _text(entry, "mech")
         if not spki or not tbs or not algorithm:
             return "is an intent without key, tbs or mech"
         if len(self._open) >= MAX_OPEN:
@@ -165,23 +165,26 @@ class LogCheck:
 
     def _outcome(self, entry: dict[str, Any]) -> str:
         reference = entry.get("intent")
-        index = reference.get("index") if isinstance(reference, dict) else None
+        if not isinstance(reference, dict):
+            return "is an outcome that names no intent"
+        index = reference.get("index")
         if not isinstance(index, int) or isinstance(index, bool):
             return "is an outcome that names no intent"
+        spki, tbs = _spki(entry), _text(entry, "tbs")
         if 0 <= index < self.first and index not in self._closed_before and len(self._closed_before) < MAX_OPEN:
             self._closed_before.add(index)
             self._count("outcome of an entry not read")
-            return self._ending(entry, "")
+            return self._ending(entry, spki, tbs, "")
         intent = self._open.pop(index, None)
         if intent is None:
             return f"is an outcome of entry {index}, which is no open intent: a second outcome, or one of nothing"
-        if _text(entry, "intent", "leaf_hash") != intent.leaf.hex():
+        if reference.get("leaf_hash") != intent.leaf.hex():
             return f"is an outcome of entry {index} and repeats another leaf hash than that entry has"
-        if (_text(entry, "key", "spki_sha256"), _text(entry, "tbs")) != (intent.spki_sha256, intent.tbs):
+        if spki != intent.spki_sha256 or tbs != intent.tbs:
             return f"is an outcome of entry {index} with another key or digest than that intent's"
-        return self._ending(entry, intent.algorithm)
+        return self._ending(entry, spki, tbs, intent.algorithm)
 
-    def _ending(self, entry: dict[str, Any], algorithm: str) -> str:
+    def _ending(self, entry: dict[str, Any], spki: str, tbs: str, algorithm: str) -> str:
         result = _text(entry, "res")
         if result not in _RESULTS:
             return f"is an outcome with the unknown result {result!r:.40}"
@@ -189,14 +192,13 @@ class LogCheck:
         signature = _text(entry, "sig")
         if (result == "signed") != bool(signature):
             return f"is an outcome with the result {result} and {'a' if signature else 'no'} signature"
-        spki = _text(entry, "key", "spki_sha256")
         if algorithm.startswith("ecdsa-") and signature:
             mark = nonce_mark(spki, signature)
             if mark is None:
                 return "holds a signature that is not the base64 of a DER ECDSA signature"
             self._nonces[mark >> 56].append(mark)
         if signature and algorithm and self._signatures is not None:
-            return self._signatures.problem(spki, algorithm, _text(entry, "tbs"), signature)
+            return self._signatures.problem(spki, algorithm, tbs, signature)
         return ""
 
     def _count(self, what: str) -> None:
@@ -225,10 +227,10 @@ def find_repeated_nonce(marks: frozenset[int], entries: Iterable[tuple[int, byte
     """
     seen: dict[int, tuple[int, str]] = {}
     for index, data in entries:
-        entry = strictjson.decode(data, max_bytes=MAX_ENTRY_BYTES, what="the entry")
+        entry = compactjson.decode(data, max_bytes=MAX_ENTRY_BYTES, what="the entry")
         if not isinstance(entry, dict) or entry.get("t") != "outcome" or not _text(entry, "sig"):
             continue
-        mark = nonce_mark(_text(entry, "key", "spki_sha256"), _text(entry, "sig"))
+        mark = nonce_mark(_spki(entry), _text(entry, "sig"))
         if mark is None or mark not in marks:
             continue
         earlier, tbs = seen.setdefault(mark, (index, _text(entry, "tbs")))
@@ -293,8 +295,11 @@ def first_difference(
     return Problem(start + most - 1, f"is not the entry that the checkpoint of size {size} covers")
 
 
-def _text(entry: dict[str, Any], *path: str) -> str:
-    value: Any = entry
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+def _text(entry: dict[str, Any], key: str) -> str:
+    value = entry.get(key)
     return value if isinstance(value, str) else ""
+
+
+def _spki(entry: dict[str, Any]) -> str:
+    key = entry.get("key")
+    return _text(key, "spki_sha256") if isinstance(key, dict) else ""

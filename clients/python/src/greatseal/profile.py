@@ -28,7 +28,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from greatseal.errors import ProfileError, VerificationFailed
+from greatseal.errors import DaemonNotRunning, ProfileError, VerificationFailed
 
 if TYPE_CHECKING:
     from greatseal.note import VerifierKey
@@ -83,12 +83,12 @@ class Profile:
             try:
                 text = _read(self.address_file, "address_file", self.where()).decode("utf-8", "replace")
             except _Missing:
-                if not self.address:
+                if not self.address or self.address.endswith(":0"):
                     message = (
-                        f"{self.where()}: address_file {self.address_file} does not exist, "
-                        f"and there is no address: is the daemon running?"
+                        f"{self.where()}: address_file {self.address_file} does not exist: "
+                        "the daemon that writes it is not running"
                     )
-                    raise ProfileError(message) from None
+                    raise DaemonNotRunning(message) from None
             else:
                 return _address(text.strip(), f"address_file {self.address_file}")
         if not self.address:

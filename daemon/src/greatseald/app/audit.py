@@ -148,12 +148,12 @@ class AuditLog:
 
         `alone` is as in `open_intents`.
         """
-        work = Work(self._future(), entries, closes=intents, prove=list(also), released=True)
+        work = Work(self._future(), entries, closes=intents, prove=also, released=True)
         return _proven(await self._gathering.submit(work, alone=alone))
 
     async def prove(self, pairs: Sequence[tuple[int, int]]) -> Proven:
         """Prove pairs of committed entries (intent, outcome) under the newest checkpoint."""
-        return _proven(await self._gathering.submit(Work(self._future(), prove=list(pairs), released=True)))
+        return _proven(await self._gathering.submit(Work(self._future(), prove=pairs, released=True)))
 
     async def record(self, entry: entry_format.Entry) -> int:
         """Commit an entry that opens and closes nothing; return its index."""
@@ -203,16 +203,17 @@ class AuditLog:
         """Return the exact bytes of an entry that an attempt names, whichever front wrote it. Reads the store."""
         return self._store.entries(index, index + 1)[0]
 
-    async def entry(self, index: int) -> bytes:
-        """Return the exact bytes of one committed entry, whichever front wrote it.
+    def entry(self, index: int) -> bytes:
+        """Return the exact bytes of one committed entry. Reads the store: not for the event loop where that is remote.
 
         Raises:
-            EntryNotFound: the log is not that long.
+            EntryNotFound: the log, as far as this front knows it (`size_for`), is not that long.
+            LogUnavailable: it cannot be read, or is missing.
         """
-        if not 0 <= index < await self.size_for(index + 1):
+        if not 0 <= index < self.size:
             message = f"the log has {self.size} entries, and none with index {index}"
             raise EntryNotFound(message)
-        return (await self.entries(index, index + 1))[0]
+        return self._stored(index, index + 1)[0]
 
     async def entries(self, start: int, end: int) -> list[bytes]:
         """Return the exact bytes of committed entries `start` to `end` (excluded), clipped to the log.
@@ -220,8 +221,13 @@ class AuditLog:
         Raises:
             LogUnavailable: they cannot be read, or some are missing.
         """
-        start, end = max(start, 0), min(end, self.size)
-        found = await _read(lambda: self._store.entries(start, end))
+        return await asyncio.to_thread(self._stored, max(start, 0), min(end, self.size))
+
+    def _stored(self, start: int, end: int) -> list[bytes]:
+        try:
+            found = self._store.entries(start, end)
+        except StoreError as error:
+            raise _unreadable(error) from error
         if len(found) != max(0, end - start):
             message = f"of the entries {start} to {end - 1} the database has {len(found)}: it was altered"
             raise LogUnavailable(message)
@@ -275,11 +281,15 @@ async def _read(read: Callable[[], _T]) -> _T:
     try:
         return await asyncio.to_thread(read)
     except (StoreError, TreeDisagrees) as error:
-        _log.error("log_unreadable", why=str(error))
-        message = "the audit log cannot be read now; the daemon's own log says why"
-        raise LogUnavailable(message) from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> LogUnavailable:
+    _log.error("log_unreadable", why=str(error))
+    return LogUnavailable("the audit log cannot be read now; the daemon's own log says why")
 
 
 def _proven(work: Work) -> Proven:
     assert work.head is not None  # noqa: S101 - the writer fills it in for released work
+    assert work.proofs is not None  # noqa: S101 - and this too
     return Proven(work.head, [None if index == ABSENT else index for index in work.indexes], work.proofs)

@@ -29,6 +29,7 @@ from greatseald.app.job import Call, Job
 from greatseald.app.keys import record_halt
 from greatseald.app.records import Records
 from greatseald.domain.errors import (
+    AlgorithmNotOffered,
     GreatsealError,
     InternalFault,
     KeyHalted,
@@ -43,7 +44,7 @@ from greatseald.domain.errors import (
     TokenLocked,
     TokenUnavailable,
 )
-from greatseald.ports.tokens import NotSigned, Operation, Signed
+from greatseald.ports.tokens import ALGORITHM_REFUSED, NotSigned, Operation, Signed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -447,11 +448,11 @@ def _take(key: SigningKey, algorithm: Algorithm, jobs: list[Job], chunk: list[Si
             else:
                 job.signature, job.result, job.error = result.signature, "signed", None
         else:
-            job.end("unknown" if result.unknown else "failed", _failure(key, result))
+            job.end("unknown" if result.unknown else "failed", _failure(key, algorithm, result))
             job.ckr = result.ckr
 
 
-def _failure(key: SigningKey, result: NotSigned) -> GreatsealError:
+def _failure(key: SigningKey, algorithm: Algorithm, result: NotSigned) -> GreatsealError:
     name = key.token.name
     if result.locked:
         return TokenLocked(f"token {name} is locked: {result.detail}", token=name)
@@ -460,6 +461,13 @@ def _failure(key: SigningKey, result: NotSigned) -> GreatsealError:
         return OutcomeUnknown(message, token=name)
     if result.retry:
         return TokenUnavailable(f"token {name} cannot sign now: {result.detail}", token=name)
+    if result.ckr in ALGORITHM_REFUSED:  # accepted when it was probed, and refused now
+        able = (each for each in key.settings.algorithms if each in key.algorithms and each is not algorithm)
+        offered = ", ".join(each.value for each in able) or "nothing else"
+        message = (
+            f"{key.settings.resource_name} does not sign with {algorithm.value}: {result.detail}; it offers {offered}"
+        )
+        return AlgorithmNotOffered(message, offered=offered)
     return SigningFailed(f"token {name} refused to sign: {result.detail}", token=name, ckr=str(result.ckr))
 
 

@@ -39,7 +39,7 @@ from greatseald.ports.store import (
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from greatseald.domain.heads import HeadSeal
     from greatseald.domain.tree import Tree
@@ -91,16 +91,16 @@ class Work:
     entries: list[bytes] = field(default_factory=list)
     requests: list[tuple[RequestKey, bytes]] | None = None
     closes: list[int] | None = None
-    prove: list[tuple[int, int]] = field(default_factory=list)
+    prove: Sequence[tuple[int, int]] = ()
     released: bool = False
     of_the_dead: bool = False
     forget_before_ms: int | None = None
     forgotten: int = 0
-    leaves: list[bytes] = field(default_factory=list)
-    indexes: list[int] = field(default_factory=list)
-    refused: set[int] = field(default_factory=set)
+    leaves: Sequence[bytes] = ()
+    indexes: Sequence[int] = ()
+    refused: frozenset[int] = frozenset()
     head: SignedHead | None = None
-    proofs: list[tuple[bytes, bytes]] = field(default_factory=list)
+    proofs: list[tuple[bytes, bytes]] | None = None
 
     def finish(self) -> None:
         """Tell whoever waits that it is written."""
@@ -293,19 +293,33 @@ class LogWriter:
         for work in works:
             if not work.leaves:
                 work.leaves = [leaf_hash(entry) for entry in work.entries]
-            kept = [position for position in range(len(work.entries)) if position not in work.refused]
-            work.indexes = [ABSENT] * len(work.entries)
-            for position in kept:
-                work.indexes[position] = index
-                entries.append(work.entries[position])
-                leaves.append(work.leaves[position])
+            if (
+                len(work.entries) == 1 and not work.refused
+            ):  # most works, written out: what they cost is what a call costs
+                work.indexes = (index,)
+                entries.append(work.entries[0])
+                leaves.append(work.leaves[0])
                 if work.requests is not None:
-                    key, request_hash = work.requests[position]
-                    requests.append(NewRequest(key, request_hash, index))
+                    requests.append(NewRequest(*work.requests[0], index))
                     opened.append(index)
                 elif work.closes is not None:
-                    closed.append(Closing(work.closes[position], index))
+                    closed.append(Closing(work.closes[0], index))
                 index += 1
+                continue
+            if work.refused:
+                index = _take_rest(work, index, entries, leaves)
+            else:
+                end = index + len(work.entries)
+                work.indexes = range(index, end)
+                entries += work.entries
+                leaves += work.leaves
+                index = end
+            if work.requests is not None:
+                written = zip(work.requests, work.indexes, strict=True)
+                requests += [NewRequest(key, digest, at) for (key, digest), at in written if at != ABSENT]
+                opened += [at for at in work.indexes if at != ABSENT]
+            elif work.closes is not None:
+                closed += [Closing(*pair) for pair in zip(work.closes, work.indexes, strict=True) if pair[1] != ABSENT]
         tiles = [Tile(*tile) for tile in self._tree.append(leaves)] if leaves else []
         root, frontier = self._tree.root(), self._tree.frontier()
         head = Head(index, root, frontier, self._seal.mac(index, root, frontier))
@@ -352,10 +366,10 @@ class LogWriter:
             if not work.released:
                 continue
             work.head = head
-            if work.closes is not None:
-                written = zip(work.closes, work.indexes, strict=True)
-                work.proofs = [(inclusion(intent), inclusion(index)) for intent, index in written if index != ABSENT]
-            work.proofs += [(inclusion(intent), inclusion(outcome)) for intent, outcome in work.prove]
+            written = zip(work.closes or (), work.indexes if work.closes else (), strict=True)
+            work.proofs = [(inclusion(intent), inclusion(outcome)) for intent, outcome in written if outcome != ABSENT]
+            if work.prove:
+                work.proofs += [(inclusion(intent), inclusion(outcome)) for intent, outcome in work.prove]
 
     def _signed_head(self) -> SignedHead:
         if not self._committed:
@@ -394,6 +408,19 @@ def _refuse(works: list[Work]) -> None:
         work.fail(LogUnavailable(_BROKEN))
 
 
+def _take_rest(work: Work, index: int, entries: list[bytes], leaves: list[bytes]) -> int:
+    """Take from `index` on those entries of a work that were not refused; return the index after them."""
+    indexes = [ABSENT] * len(work.entries)
+    for position, (entry, leaf) in enumerate(zip(work.entries, work.leaves, strict=True)):
+        if position not in work.refused:
+            indexes[position] = index
+            entries.append(entry)
+            leaves.append(leaf)
+            index += 1
+    work.indexes = indexes
+    return index
+
+
 def _closed_for_the_dead(works: list[Work]) -> int:
     return sum(len(work.indexes) - work.indexes.count(ABSENT) for work in works if work.of_the_dead)
 
@@ -401,10 +428,10 @@ def _closed_for_the_dead(works: list[Work]) -> int:
 def _refuse_closed(works: list[Work], lost: set[int]) -> None:
     for work in works:
         if work.closes is not None:
-            work.refused.update(position for position, intent in enumerate(work.closes) if intent in lost)
+            work.refused |= {position for position, intent in enumerate(work.closes) if intent in lost}
 
 
 def _refuse_known(works: list[Work], known: set[RequestKey]) -> None:
     for work in works:
         if work.requests is not None:
-            work.refused.update(position for position, (key, _) in enumerate(work.requests) if key in known)
+            work.refused |= {position for position, (key, _) in enumerate(work.requests) if key in known}

@@ -242,7 +242,7 @@ def _words(key: SlotKey, attestation: Attestation | None) -> str:
     attested = (
         str(attestation)
         if attestation is not None and attestation.root
-        else "attested"
+        else "attested, not verified"
         if attestation
         else "not attested"
     )

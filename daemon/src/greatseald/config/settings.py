@@ -223,7 +223,7 @@ class StoreSettings(Table):
         further = self.model_fields_set - {"url"}
         if urlsplit(self.url).scheme == "sqlite" and further:
             raise ValueError(
-                f"has {', '.join(sorted(further))}, which are for PostgreSQL, and a url that begins with sqlite"
+                f"has keys that are for PostgreSQL ({', '.join(sorted(further))}), and a url that begins with sqlite"
             )
         if sum((self.password_file is not None, bool(self.password_credential), self.has_password)) > 1:
             raise ValueError("names more than one password: use one of password_file, password_credential and the url")

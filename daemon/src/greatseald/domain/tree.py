@@ -330,7 +330,7 @@ class Prover:
                     upper,
                 )
             )
-        return self._path(index, 0, TILE_HEIGHT) + upper
+        return (self._low_part(index) if self._base <= index < self.size else self._path(index, 0, TILE_HEIGHT)) + upper
 
     def root(self) -> bytes:
         """The root of this prover's tree, 32 bytes; SHA-256 of nothing for an empty one (RFC 6962, 2.1)."""
@@ -375,6 +375,20 @@ class Prover:
             self._upper.clear()
         self._upper[index >> TILE_HEIGHT] = part
         return part
+
+    def _low_part(self, index: int) -> bytes:
+        """`_path` up to level 8 for a leaf of the tile at the right edge, all of which is in memory."""
+        at, left = index - self._base, self.size - self._base
+        path = []
+        for hashes, ragged in zip(self._low, self._ragged, strict=False):
+            sibling = at ^ 1
+            if sibling < left:
+                path.append(hashes[sibling])
+            elif sibling == left:
+                path.append(ragged)
+            at >>= 1
+            left >>= 1
+        return b"".join(path)
 
     def _path(self, index: int, first: int, end: int) -> bytes:
         """The siblings of leaf `index`'s ancestors at the levels from `first` to `end` (excluded)."""

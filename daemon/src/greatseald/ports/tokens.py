@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from greatseal.algorithms import Algorithm
 
@@ -55,6 +55,11 @@ class NotSigned(NamedTuple):
 
 
 SignResult = Signed | NotSigned
+
+
+ALGORITHM_REFUSED: Final = frozenset({0x54, 0x62, 0x63, 0x68, 0x70, 0x71})
+"""PKCS#11 return values by which a token says that the key does not do what was asked of it: CKR_FUNCTION_NOT_SUPPORTED,
+KEY_SIZE_RANGE, KEY_TYPE_INCONSISTENT, KEY_FUNCTION_NOT_PERMITTED, MECHANISM_INVALID and MECHANISM_PARAM_INVALID."""
 
 
 class TokenState(str, Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from greatseal.v1 import audit_pb2
@@ -65,7 +66,8 @@ class AuditService:
         """Return one entry."""
         await self._admit(call, "")
         index = conversion.parse_entry_name(request.name, self._log.name)
-        return self._entry(index, await self._log.entry(index))
+        await self._log.size_for(index + 1)
+        return self._entry(index, await asyncio.to_thread(self._log.entry, index))
 
     async def list_entries(self, call: Call, request: audit_pb2.ListEntriesRequest) -> audit_pb2.ListEntriesResponse:
         """Return a page of entries in either order."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _METHODS: Final = tuple(
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")
 )
-_SERVICES: Final = tuple(f"greatseal.v1.{name}Service" for name in ("Audit", "Identity", "Key", "Signing"))
+_SERVICES: Final = tuple(f"greatseal.v1.{name}Service" for name in ("Audit", "Identity", "Key", "Signing", "Token"))
 
 
 class ReflectionService:

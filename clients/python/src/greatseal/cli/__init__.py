@@ -1,6 +1,7 @@
 """The command `greatseal`: what a client asks of a daemon, and what it verifies without one.
 
-Each command imports what it needs when it is called, so that `greatseal --help` starts fast.
+Each command imports what it needs when it is called, and each group its commands when one of them is
+asked for, so that `greatseal --help` starts fast.
 """
 
 from __future__ import annotations
@@ -8,30 +9,18 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
 
-from greatseal.cli import (
-    audit,
-    auditexport,
-    auditlist,
-    auditprove,
-    auditreconcile,
-    auditverify,
-    keys,
-    receipts,
-    sign,
-    tokens,
-)
 from greatseal.cli.doctor import doctor
 from greatseal.cli.failures import report
-from greatseal.cli.many import sign_models_command
-from greatseal.cli.models import sign_model_command, verify_model_command
+from greatseal.cli.keys import whoami
 from greatseal.cli.session import JsonOption, Session, session_of
 from greatseal.errors import UsageError
 from greatseal.version import VERSION
@@ -74,8 +63,76 @@ class Shell(str, Enum):
     FISH = "fish"
 
 
-def _group(description: str) -> typer.Typer:
-    return typer.Typer(help=description, no_args_is_help=True, rich_markup_mode=None)
+_Places = tuple[tuple[str, str, str], ...]
+"""Commands of a group: the name, the module below this package, the function in it."""
+
+_GROUPS: Final[dict[str, tuple[str, _Places]]] = {
+    "keys": (
+        "The keys that you may read.",
+        (("list", "keys", "list_keys"), ("show", "keys", "show"), ("public", "keys", "public")),
+    ),
+    "tokens": (
+        "The tokens that hold the keys.",
+        (("list", "tokens", "list_tokens"), ("show", "tokens", "show")),
+    ),
+    "sign": (
+        "Have something signed.",
+        (
+            ("model", "models", "sign_model_command"),
+            ("models", "many", "sign_models_command"),
+            ("digest", "sign", "digest"),
+            ("statement", "sign", "statement"),
+        ),
+    ),
+    "verify": (
+        "Verify what was signed, offline.",
+        (("model", "models", "verify_model_command"), ("entry", "auditprove", "verify_entry")),
+    ),
+    "audit": (
+        "Read and check the audit log.",
+        (
+            ("list", "auditlist", "list_entries"),
+            ("tail", "auditlist", "tail"),
+            ("show", "audit", "show"),
+            ("checkpoint", "audit", "checkpoint"),
+            ("prove", "auditprove", "prove"),
+            ("verify", "auditverify", "verify"),
+            ("export", "auditexport", "export"),
+            ("reconcile", "auditreconcile", "reconcile"),
+        ),
+    ),
+    "receipt": (
+        "Receipts: the evidence that a signature stands in the log.",
+        (("verify", "receipts", "verify"),),
+    ),
+}
+
+
+class _Group(TyperGroup):
+    """A group that imports its commands when one of them, or their list, is asked for."""
+
+    _known: dict[str, Any] | None = None
+
+    @property
+    def commands(self) -> dict[str, Any]:
+        """The commands by name."""
+        if self._known is None:
+            holder = typer.Typer(rich_markup_mode=None)
+            holder.callback()(_nothing)
+            _, places = _GROUPS[str(self.name)]
+            for name, module, function in places:
+                holder.command(name)(getattr(import_module(f"{__name__}.{module}"), function))
+            built: Any = typer.main.get_command(holder)
+            self._known = built.commands
+        return self._known
+
+    @commands.setter
+    def commands(self, _none: object) -> None:
+        """What typer knows of at the beginning: nothing."""
+
+
+def _nothing() -> None:
+    """Make a group of a single command, which typer would take for the command itself."""
 
 
 app = typer.Typer(
@@ -87,49 +144,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": list(_HELP)},
 )
-_keys = _group("The keys that you may read.")
-_tokens = _group("The tokens that hold the keys.")
-_sign = _group("Have something signed.")
-_verify = _group("Verify what was signed, offline.")
-_audit = _group("Read and check the audit log.")
-_receipt = _group("Receipts: the evidence that a signature stands in the log.")
-
-_GROUPS: tuple[tuple[str, typer.Typer, tuple[tuple[str, Callable[..., None]], ...]], ...] = (
-    ("keys", _keys, (("list", keys.list_keys), ("show", keys.show), ("public", keys.public))),
-    ("tokens", _tokens, (("list", tokens.list_tokens), ("show", tokens.show))),
-    (
-        "sign",
-        _sign,
-        (
-            ("model", sign_model_command),
-            ("models", sign_models_command),
-            ("digest", sign.digest),
-            ("statement", sign.statement),
-        ),
-    ),
-    ("verify", _verify, (("model", verify_model_command), ("entry", auditprove.verify_entry))),
-    (
-        "audit",
-        _audit,
-        (
-            ("list", auditlist.list_entries),
-            ("tail", auditlist.tail),
-            ("show", audit.show),
-            ("checkpoint", audit.checkpoint),
-            ("prove", auditprove.prove),
-            ("verify", auditverify.verify),
-            ("export", auditexport.export),
-            ("reconcile", auditreconcile.reconcile),
-        ),
-    ),
-    ("receipt", _receipt, (("verify", receipts.verify),)),
-)
-app.command()(keys.whoami)
+app.command()(whoami)
 app.command()(doctor)
-for _name, _app, _commands in _GROUPS:
-    app.add_typer(_app, name=_name)
-    for _command_name, _command in _commands:
-        _app.command(_command_name)(_command)
+for _name, (_description, _) in _GROUPS.items():
+    app.add_typer(typer.Typer(cls=_Group, help=_description, no_args_is_help=True, rich_markup_mode=None), name=_name)
 
 
 @app.callback()

@@ -23,7 +23,7 @@ from greatseal.cli.auditfilter import (
     entry_filter,
 )
 from greatseal.cli.session import JsonOption, Session, say, session_of
-from greatseal.errors import ConnectionRefused, DeadlineExceeded, Unavailable
+from greatseal.errors import ConnectionRefused, DaemonNotRunning, DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
     from greatseal.cli.auditview import Shown
@@ -142,7 +142,7 @@ def _follow(session: Session, log: LogTail, show: Callable[[Shown], None], inter
                     _step(log, show)
                     refusals = 0
                     time.sleep(interval)
-        except (Unavailable, DeadlineExceeded) as error:
+        except (Unavailable, DeadlineExceeded, DaemonNotRunning) as error:
             # A handshake that a restart cuts off looks like one that is refused, but not for long.
             refusals = refusals + 1 if isinstance(error, ConnectionRefused) else 0
             if refusals > _REFUSALS:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from greatseal.cli.failures import describe, report
-from greatseal.cli.models import described_signed, show_bytes
+from greatseal.cli.models import DigestCacheOption, described_signed, open_digest_cache, require_outside, tell_trouble
+from greatseal.cli.progress import ProgressOption, models_progress, show_bytes
 from greatseal.cli.session import JsonOption, Session, say, session_of
 from greatseal.errors import UsageError
 from greatseal.oms.method import Method
@@ -56,6 +55,8 @@ def sign_models_command(
     batch_timeout: Annotated[
         float, typer.Option("--batch-timeout", help="Seconds for one batch, tries after a cut connection included.")
     ] = 300.0,
+    digest_cache: DigestCacheOption = None,
+    progress: ProgressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Hash and sign many models in one run; each gets its own result, and none is held up by another's trouble.
@@ -71,8 +72,15 @@ def sign_models_command(
     from greatseal.oms.journal import Journal
     from greatseal.oms.many import sign_models
 
+    if resume is not None:
+        require_outside(resume, paths, "the journal")
     codes: Counter[int] = Counter()
-    with session.client() as client, Journal(resume) as journal, _progress(session, len(paths)) as progress:
+    with (
+        session.client() as client,
+        Journal(resume) as journal,
+        open_digest_cache(digest_cache, paths) as cache,
+        models_progress(session, len(paths), progress) as watched,
+    ):
         results = sign_models(
             client,
             paths,
@@ -82,63 +90,18 @@ def sign_models_command(
             ignore=ignore or (),
             method=method,
             timeout=batch_timeout,
-            progress=progress.hashing,
+            progress=watched.hashing,
+            cache=cache,
         )
         for result in results:
             codes[_show(session, result)] += 1
-            progress.finished()
+            watched.finished()
+    tell_trouble(cache)
     signed = codes.pop(0, 0)
     if not session.as_json:
         say(f"{signed:,} of {len(paths):,} models signed")
     if codes:
         raise typer.Exit(next(iter(codes)) if len(codes) == 1 and not signed else _UNEXPECTED)
-
-
-class _Silent:
-    """Where nobody watches."""
-
-    hashing: Callable[[Path, int, int], None] | None = None
-
-    def finished(self) -> None:
-        """One more model is done."""
-
-
-class _Bar(_Silent):
-    """A bar over the models, with the one that is being hashed beside it."""
-
-    def __init__(self, session: Session, count: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True, no_color=not session.color)
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-        )
-        self.bar = Progress(*columns, console=console, transient=True)
-        self._task = self.bar.add_task("", total=count)
-        self.hashing = self._hashing
-
-    def _hashing(self, model: Path, done: int, total: int) -> None:
-        from greatseal.text import one_line
-
-        self.bar.update(self._task, description=f"{one_line(model.name)}: {show_bytes(done)} of {show_bytes(total)}")
-
-    def finished(self) -> None:
-        """One more model is done."""
-        self.bar.advance(self._task)
-
-
-@contextmanager
-def _progress(session: Session, count: int) -> Iterator[_Silent]:
-    if not sys.stderr.isatty():
-        yield _Silent()
-        return
-    shown = _Bar(session, count)
-    with shown.bar:
-        yield shown
 
 
 def _show(session: Session, result: ModelResult) -> int:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from greatseal.cli.progress import ProgressOption, hashing_progress, show_bytes
 from greatseal.cli.session import Session, say, session_of
 from greatseal.errors import UsageError
 from greatseal.oms.method import Method
 
 if TYPE_CHECKING:
+    from greatseal.oms.digest_cache import DigestCache
     from greatseal.oms.errors import ModelDiffers
     from greatseal.oms.sign import SignedModelFile
     from greatseal.oms.verify import Trust, VerifiedModel
@@ -26,6 +27,15 @@ IgnoreOption = Annotated[
     list[str] | None,
     typer.Option(
         "--ignore", metavar="PATH", help="Leave this path out, relative to MODEL; repeatable.", show_default=False
+    ),
+]
+DigestCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--digest-cache",
+        metavar="FILE",
+        help="Keep files' digests there, and read no file again that has not changed.",
+        show_default=False,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, as the global option does.")]
@@ -58,13 +68,19 @@ def sign_model_command(
         str,
         typer.Option("--request-id", help="A UUID; the same id again returns the same signature.", show_default=False),
     ] = "",
+    digest_cache: DigestCacheOption = None,
+    progress: ProgressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Hash a model, have its statement signed, and write an OpenSSF Model Signing bundle."""
     session = _session(context, as_json=json)
     from greatseal.oms.sign import sign_model
 
-    with session.client() as client, _progress(session, "hashing") as progress:
+    with (
+        session.client() as client,
+        open_digest_cache(digest_cache, [model]) as cache,
+        hashing_progress(session, "hashing", progress) as told,
+    ):
         signed = sign_model(
             client,
             model,
@@ -74,8 +90,10 @@ def sign_model_command(
             ignore=ignore or (),
             method=method,
             request_id=request_id,
-            progress=progress,
+            progress=told,
+            cache=cache,
         )
+    tell_trouble(cache)
     if session.as_json:
         session.emit(described_signed(signed))
         return
@@ -89,6 +107,8 @@ def sign_model_command(
             *([("receipt", str(signed.receipt_path))] if signed.receipt_path else []),
         ]
     )
+    if signed.known:
+        say(f"{signed.known:,} of {_files(signed.files)} not read: unchanged since the digest cache has them")
     again = ", the same signature as the first time" if released.replayed else ""
     entries = released.receipt
     say(f"in the log at {entries.intent.index} and {entries.outcome.index}; request {released.request_id}{again}")
@@ -109,6 +129,7 @@ def verify_model_command(
         typer.Option("--root-cert", help="Trust who this root certificate leads to, PEM.", show_default=False),
     ] = None,
     ignore: IgnoreOption = None,
+    progress: ProgressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Verify offline that a model is the one that was signed, file by file."""
@@ -121,8 +142,8 @@ def verify_model_command(
     trust = _trust(public_key, root_cert)
     signature = signature or model / SIGNATURE_NAME
     try:
-        with _progress(session, "verifying") as progress:
-            verified = verify_model(model, signature, trust, ignore=ignore or (), progress=progress)
+        with hashing_progress(session, "verifying", progress) as told:
+            verified = verify_model(model, signature, trust, ignore=ignore or (), progress=told)
     except ModelDiffers as error:
         _show_differences(session, error)
         raise
@@ -141,6 +162,40 @@ def verify_model_command(
     if others:
         say(f"not signed, and not compared: {', '.join(_printable(others))}")
     say("OK: every file is the one that was signed")
+
+
+def open_digest_cache(path: Path | None, models: Sequence[Path]) -> AbstractContextManager[DigestCache | None]:
+    """Open the cache that was asked for; a context manager.
+
+    Raises:
+        UsageError: it cannot be used, or it would lie inside one of the models.
+    """
+    if path is None:
+        return nullcontext()
+    from greatseal.oms.digest_cache import DigestCache
+
+    require_outside(path, models, "the digest cache")
+    return DigestCache(path)
+
+
+def require_outside(path: Path, models: Sequence[Path], what: str) -> None:
+    """Refuse a file of ours inside a model, which it would change, before it is made.
+
+    Raises:
+        UsageError: it lies inside one of `models`.
+    """
+    from greatseal.oms.listing import relative_to_model
+
+    for model in models:
+        if relative_to_model(model, path) is not None:
+            message = f"{what} {path} would lie inside the model {model} and change it; choose another place"
+            raise UsageError(message)
+
+
+def tell_trouble(cache: DigestCache | None) -> None:
+    """Say that a cache was of no use."""
+    if cache is not None and cache.trouble:
+        say(f"warning: {cache.trouble}")
 
 
 def _trust(public_key: Path | None, root_cert: Path | None) -> Trust:
@@ -169,28 +224,6 @@ def _session(context: typer.Context, *, as_json: bool) -> Session:
     return session
 
 
-@contextmanager
-def _progress(session: Session, verb: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with bytes, rate and time left on a terminal's stderr; nothing anywhere else."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True, no_color=not session.color)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(verb, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _show_differences(session: Session, error: ModelDiffers) -> None:
     kinds = {"changed": error.changed, "missing": error.missing, "extra": error.extra}
     if session.as_json:
@@ -210,6 +243,7 @@ def described_signed(signed: SignedModelFile) -> dict[str, Any]:
         "sha256": signed.root,
         "files": signed.files,
         "bytes": signed.size,
+        "files_from_cache": signed.known,
         "method": signed.method.value,
         "signature_file": str(signed.signature_path),
         "receipt_file": str(signed.receipt_path) if signed.receipt_path else None,
@@ -238,13 +272,3 @@ def _printable(names: Sequence[str]) -> list[str]:
 
 def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count:,} files"
-
-
-def show_bytes(size: int) -> str:
-    """Return a size for people: `1.5 GiB`."""
-    value, unit = float(size), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{size:,} bytes" if unit == "bytes" else f"{value:.1f} {unit}"

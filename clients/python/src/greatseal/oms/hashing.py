@@ -2,7 +2,7 @@
 
 Each worker is a thread with one buffer of 1 MiB; hashlib and read release the interpreter's lock, so
 threads reach what the cores have. Small files travel in batches, large ones alone and first, so that
-no worker is left with a 50 GB shard at the end.
+no worker is left with a 50 GB shard at the end; a core that is left over then reads ahead (`chunks`).
 
 A model that changes while it is read is refused. Every file is opened without following links and
 must be the file that was listed (device, inode, size, both times), before its first byte and after
@@ -23,22 +23,24 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 from typing import Final
 
+from greatseal.oms.chunks import CHUNK_BYTES, chunks
 from greatseal.oms.errors import ModelChanged, ModelRefused, printable
 from greatseal.oms.listing import IgnoredPaths, Listing, ModelFile, Stamp, list_model
 
 Progress = Callable[[int, int], None]
 """Called with the bytes hashed so far and the bytes in all, on the calling thread."""
 
-_BUFFER_BYTES: Final = 1 << 20
 _BATCH_BYTES: Final = 8 << 20
 _BATCH_FILES: Final = 128
 _TICK_SECONDS: Final = 0.1
 # Four ticks of the slowest kernel clock in use (100 Hz), whose tick is the step of file times.
-_SETTLE_NS: Final = 40_000_000
+SETTLE_NS: Final = 40_000_000
+"""How old a file's times have to be, in ns, for the next write to be told from the last by them."""
 
 
 def settled(model: Path, ignored: IgnoredPaths) -> Listing:
@@ -46,8 +48,8 @@ def settled(model: Path, ignored: IgnoredPaths) -> Listing:
     listing = list_model(model, ignored)
     newest = max((file.stamp.ctime_ns for file in listing.files), default=0)
     age = time.time_ns() - newest
-    if 0 <= age < _SETTLE_NS:
-        time.sleep((_SETTLE_NS - age) / 1e9)
+    if 0 <= age < SETTLE_NS:
+        time.sleep((SETTLE_NS - age) / 1e9)
         listing = list_model(model, ignored)
     return listing
 
@@ -128,7 +130,7 @@ def _follow(
 
 def _work(batches: Iterable[list[ModelFile]], stop: Event, tally: _Tally) -> dict[str, bytes]:
     """Take batches until none is left. A list iterator is safe to share: `next` on it is one step of the interpreter."""
-    buffer = bytearray(_BUFFER_BYTES)
+    buffer = bytearray(CHUNK_BYTES)
     digests: dict[str, bytes] = {}
     try:
         for batch in batches:
@@ -154,17 +156,16 @@ def _hash_file(file: ModelFile, buffer: bytearray, stop: Event, tally: _Tally) -
         if Stamp.of(os.fstat(descriptor)) != file.stamp:
             raise _changed(file.name)
         digest = hashlib.sha256()
-        view = memoryview(buffer)
         left = file.stamp.size
-        while left and not stop.is_set():
-            count = os.readv(descriptor, [buffer])
-            if not count:
-                raise _changed(file.name)
-            digest.update(view[:count])
-            left -= count
-            tally.done += count
-            if left < 0:
-                raise _changed(file.name)
+        with closing(chunks(descriptor, left, buffer)) as parts:
+            for part in parts:
+                digest.update(part)
+                left -= len(part)
+                tally.done += len(part)
+                if stop.is_set():
+                    break
+        if left and not stop.is_set():
+            raise _changed(file.name)
         if Stamp.of(os.fstat(descriptor)) != file.stamp:
             raise _changed(file.name)
         return digest.digest()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from greatseal.oms.errors import ModelRefused, printable
 from greatseal.oms.hashing import Progress, hash_files, require_unchanged, settled
@@ -29,6 +29,9 @@ from greatseal.statement import (
     manifest_root,
 )
 
+if TYPE_CHECKING:
+    from greatseal.oms.digest_cache import DigestCache
+
 _NO_DIGEST: Final = "0" * 64
 
 
@@ -41,6 +44,8 @@ class ModelManifest:
     ignore_paths: tuple[str, ...]
     size: int
     """Bytes in all files together."""
+    known: int = 0
+    """Files whose digests came from the digest cache."""
 
     @property
     def root(self) -> str:
@@ -69,9 +74,14 @@ class ModelManifest:
 
 
 def build_manifest(
-    model: Path, ignored: IgnoredPaths, *, progress: Progress | None = None, workers: int | None = None
+    model: Path,
+    ignored: IgnoredPaths,
+    *,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    cache: DigestCache | None = None,
 ) -> ModelManifest:
-    """Read the model and hash it.
+    """Read the model and hash it; with a cache, only the files that it does not know. Progress counts what is read.
 
     Raises:
         ModelRefused: something in it cannot be signed, or there are more files than one statement
@@ -81,13 +91,19 @@ def build_manifest(
     name = model_name(model)
     listing = settled(model, ignored)
     _require_room(name, listing, ignored)
-    digests = hash_files(listing.files, progress=progress, workers=workers)
+    part = cache.of(model, listing) if cache is not None else None
+    known = part.known if part is not None else {}
+    unknown = [file for file in listing.files if file.name not in known]
+    digests = {**known, **hash_files(unknown, progress=progress, workers=workers)}
     require_unchanged(model, ignored, listing)
+    if part is not None:
+        part.remember(digests)
     return ModelManifest(
         name,
         tuple(Resource(file.name, digests[file.name].hex()) for file in listing.files),
         tuple(sorted(ignored)),
         listing.size,
+        len(known),
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from greatseal.dsse import IN_TOTO_PAYLOAD_TYPE
 from greatseal.errors import DaemonError, GreatsealError, UsageError
@@ -36,6 +36,9 @@ from greatseal.oms.sign import (
     require_signable,
     write_signed,
 )
+
+if TYPE_CHECKING:
+    from greatseal.oms.digest_cache import DigestCache
 
 _BATCH_MODELS: Final = 128
 _BATCH_BYTES: Final = 8 << 20
@@ -99,6 +102,7 @@ def sign_models(
     timeout: float | None = None,
     progress: Hashing | None = None,
     workers: int | None = None,
+    cache: DigestCache | None = None,
 ) -> Iterator[ModelResult]:
     """Sign models and write their signature files, MODEL/model.sig; yield one result for each as it is known.
 
@@ -113,6 +117,7 @@ def sign_models(
         timeout: seconds for one batch, tries after a cut connection included.
         progress: called while a model is hashed.
         workers: threads for hashing; one for each core by default.
+        cache: as of `sign_model`.
 
     Raises:
         UsageError: a model is named twice, two would have one receipt, or the journal cannot be written.
@@ -128,7 +133,7 @@ def sign_models(
         batch = _Batch()
         for model, receipt in placed:
             try:
-                one = _prepare(model, receipt, key, signer, journal, ignore, progress, workers)
+                one = _prepare(model, receipt, key, signer, journal, ignore, progress, workers, cache)
             except GreatsealError as error:
                 yield ModelResult(model, error=error)
                 continue
@@ -183,11 +188,12 @@ def _prepare(
     ignore: tuple[str, ...],
     progress: Hashing | None,
     workers: int | None,
+    cache: DigestCache | None,
 ) -> _Prepared:
     signature = model / SIGNATURE_NAME
     ignored = require_signable(model, signature, receipt, ignore)
     told = None if progress is None else lambda done, total: progress(model, done, total)
-    manifest = build_manifest(model, ignored, progress=told, workers=workers)
+    manifest = build_manifest(model, ignored, progress=told, workers=workers, cache=cache)
     payload = manifest.payload()
     request_id = journal.request_id(key, hashlib.sha256(payload).hexdigest())
     request = StatementRequest(key, payload, IN_TOTO_PAYLOAD_TYPE, signer.algorithm, request_id)

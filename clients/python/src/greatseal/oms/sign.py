@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -42,6 +42,9 @@ from greatseal.oms.listing import IgnoredPaths, relative_to_model, require_direc
 from greatseal.oms.manifest import ModelManifest, build_manifest
 from greatseal.oms.method import Method
 from greatseal.oms.verify import Trust, verify_bundle
+
+if TYPE_CHECKING:
+    from greatseal.oms.digest_cache import DigestCache
 
 SIGNATURE_NAME: Final = "model.sig"
 RECEIPT_MEDIA_TYPE: Final = "application/vnd.greatseal.receipt.v1+json"
@@ -99,6 +102,8 @@ class SignedModelFile:
     signature_path: Path
     receipt_path: Path | None
     released: Signature
+    known: int = 0
+    """Files whose digests came from the digest cache."""
 
 
 def sign_model(
@@ -113,6 +118,7 @@ def sign_model(
     request_id: str = "",
     progress: Progress | None = None,
     workers: int | None = None,
+    cache: DigestCache | None = None,
 ) -> SignedModelFile:
     """Sign a model and write its signature file.
 
@@ -127,6 +133,7 @@ def sign_model(
         request_id: a UUID; the same one again, for the same model, returns the same signature.
         progress: called with the bytes hashed and the bytes in all.
         workers: threads for hashing; one for each core by default.
+        cache: digests of files that have not changed since they were read; none by default.
 
     Raises:
         ModelRefused, ModelChanged: the model, or a path to be written.
@@ -137,7 +144,7 @@ def sign_model(
     signature = signature or model / SIGNATURE_NAME
     ignored = require_signable(model, signature, receipt, ignore)
     signer = model_signer(client.keys.public_key(key), method)
-    manifest = build_manifest(model, ignored, progress=progress, workers=workers)
+    manifest = build_manifest(model, ignored, progress=progress, workers=workers, cache=cache)
     payload = manifest.payload()
     released = client.sign_statement(
         key, payload, payload_type=IN_TOTO_PAYLOAD_TYPE, algorithm=signer.algorithm, request_id=request_id
@@ -185,6 +192,7 @@ def write_signed(
         signature_path=signature,
         receipt_path=receipt,
         released=released,
+        known=manifest.known,
     )
 
 

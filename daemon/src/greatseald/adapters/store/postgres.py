@@ -23,13 +23,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import psycopg
 import structlog
 from psycopg.pq import TransactionStatus
 
 from greatseald.adapters.store import packed, postgres_roles, postgres_schema
+from greatseald.adapters.store import postgres_statements as sql
 from greatseald.adapters.store.options import DEFAULTS, StoreOptions
 from greatseald.adapters.store.postgres_connection import Place
 from greatseald.adapters.store.postgres_readers import Readers
@@ -48,40 +49,6 @@ from greatseald.ports.store import (
 )
 
 _log = structlog.get_logger("greatseald.store")
-
-_LOCK_HEAD: Final = "SELECT size FROM greatseal.head FOR UPDATE"
-_INSERT_REQUESTS: Final = """
-    INSERT INTO greatseal.requests (request_id, caller, attempt, request_hash, intent)
-    SELECT * FROM unnest(%s::bytea[], %s::bytea[], %s::bigint[], %s::bytea[], %s::bigint[])
-    ON CONFLICT DO NOTHING
-    """
-_FIRST_KEY: Final = RequestKey(b"", b"", 0)
-_FORGETTING: Final = 0x47534C33
-"""Advisory lock (a transaction's) of the front that forgets old requests."""
-_FORGET: Final = """
-    WITH looked_at AS (
-        SELECT * FROM greatseal.requests WHERE (request_id, caller, attempt) > (%s, %s, %s)
-        ORDER BY request_id, caller, attempt LIMIT %s
-    ), forgotten AS (
-        DELETE FROM greatseal.requests WHERE (request_id, caller, attempt) IN (
-            SELECT request_id, caller, attempt FROM looked_at AS seen
-            WHERE (SELECT time_ms FROM greatseal.commits WHERE size > seen.intent ORDER BY size LIMIT 1) < %s
-            AND NOT EXISTS (SELECT FROM greatseal.open_intents WHERE idx = seen.intent)
-        ) RETURNING intent
-    ), closed AS (
-        DELETE FROM greatseal.outcomes WHERE intent IN (SELECT intent FROM forgotten)
-    ), last AS (
-        SELECT request_id, caller, attempt FROM looked_at ORDER BY request_id DESC, caller DESC, attempt DESC LIMIT 1
-    )
-    SELECT last.*, (SELECT count(*) FROM forgotten) FROM last
-    """
-_HOLDS_ITS_LOCK: Final = """
-    SELECT EXISTS (
-        SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted AND objsubid = 1
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (classid::bigint << 32) | objid::bigint = %s
-    )
-    """
 
 
 class PostgresStore:
@@ -104,7 +71,7 @@ class PostgresStore:
         self._broken: str | None = None
         self._closed = False
         self._warnings: list[str] = []
-        self._forget_from = _FIRST_KEY
+        self._forget_from = sql.FIRST_KEY
         place = Place.parse(url, options)
         self._where = place.name
         self._one_line = place.one_line
@@ -174,7 +141,7 @@ class PostgresStore:
         with writer.pipeline():
             if writer.info.transaction_status != TransactionStatus.INTRANS:
                 writer.execute("BEGIN")
-            locked = writer.execute(_LOCK_HEAD)
+            locked = writer.execute(sql.LOCK_HEAD)
         row = locked.fetchone()
         if row is None:
             raise psycopg.DataError("the head row is gone: somebody deleted it")
@@ -190,28 +157,28 @@ class PostgresStore:
             if intents:
                 fences = run(
                     "DELETE FROM greatseal.open_intents WHERE idx = ANY(%s::bigint[]) RETURNING idx",
-                    (_numbers(intents),),
+                    (sql.numbers(intents),),
                 )
                 # Where a fence is lost, its outcome is there; the fences say so below.
                 outcomes = run(
                     "INSERT INTO greatseal.outcomes (intent, outcome) SELECT * FROM unnest(%s::bigint[], %s::bigint[]) "
                     "ON CONFLICT DO NOTHING",
-                    (_numbers(intents), _numbers([closing.outcome for closing in batch.closed])),
+                    (sql.numbers(intents), sql.numbers([closing.outcome for closing in batch.closed])),
                 )
             if batch.requests:
-                requests = run(_INSERT_REQUESTS, _columns(batch))
+                requests = run(sql.INSERT_REQUESTS, sql.request_columns(batch))
             if batch.opened:
                 run(
                     "INSERT INTO greatseal.open_intents (idx, boot) SELECT unnest(%s::bigint[]), %b",
-                    (_numbers(batch.opened), batch.boot),
+                    (sql.numbers(batch.opened), batch.boot),
                 )
             if batch.tiles:
                 run(
                     "INSERT INTO greatseal.tiles (level, idx, data) SELECT * FROM unnest(%s::integer[], %s::bigint[], %s::bytea[])",
                     (
-                        _numbers([tile.level for tile in batch.tiles]),
-                        _numbers([tile.number for tile in batch.tiles]),
-                        _blobs([tile.data for tile in batch.tiles]),
+                        sql.numbers([tile.level for tile in batch.tiles]),
+                        sql.numbers([tile.number for tile in batch.tiles]),
+                        sql.blobs([tile.data for tile in batch.tiles]),
                     ),
                 )
             run(
@@ -281,7 +248,7 @@ class PostgresStore:
             raise StoreBroken(self._broken)
         self._roll_back()
         try:
-            holds = self._writer.execute(_HOLDS_ITS_LOCK, (_lock_of(self._boot),)).fetchone()
+            holds = self._writer.execute(sql.HOLDS_ITS_LOCK, (_lock_of(self._boot),)).fetchone()
         except psycopg.Error as error:
             self._break("a check of its commit connection", error)
         if holds != (True,):
@@ -344,9 +311,11 @@ class PostgresStore:
         self._roll_back()
         try:
             with self._writer.transaction():
-                if self._writer.execute("SELECT pg_try_advisory_xact_lock(%s)", (_FORGETTING,)).fetchone() != (True,):
+                if self._writer.execute("SELECT pg_try_advisory_xact_lock(%s)", (sql.FORGETTING,)).fetchone() != (
+                    True,
+                ):
                     return 0
-                forgotten, _ = self._forget(_FIRST_KEY, limit, before_time_ms)
+                forgotten, _ = self._forget(sql.FIRST_KEY, limit, before_time_ms)
                 more, self._forget_from = self._forget(self._forget_from, limit - forgotten, before_time_ms)
         except psycopg.Error as error:
             self._break("forgetting old requests", error)
@@ -354,9 +323,9 @@ class PostgresStore:
 
     def _forget(self, start: RequestKey, limit: int, before: int) -> tuple[int, RequestKey]:
         """Look at `limit` requests after `start`; return how many were forgotten and where to go on."""
-        row = self._writer.execute(_FORGET, (*start, limit, before)).fetchone()
+        row = self._writer.execute(sql.FORGET, (*start, limit, before)).fetchone()
         if row is None or row[0] is None:
-            return 0, _FIRST_KEY
+            return 0, sql.FIRST_KEY
         return row[3], RequestKey(*row[:3])
 
     def backup(self, path: str) -> None:
@@ -374,26 +343,6 @@ class PostgresStore:
 
     def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
         return self._readers.rows(query, values)
-
-
-def _columns(batch: Append) -> tuple[str, ...]:
-    requests = batch.requests
-    return (
-        _blobs([request.key.request_id for request in requests]),
-        _blobs([request.key.caller for request in requests]),
-        _numbers([request.key.attempt for request in requests]),
-        _blobs([request.request_hash for request in requests]),
-        _numbers([request.intent for request in requests]),
-    )
-
-
-def _numbers(values: Sequence[int]) -> str:
-    """An array in PostgreSQL's text form. psycopg's own, item by item, took a third of a commit's CPU."""
-    return "{" + ",".join(map(str, values)) + "}"
-
-
-def _blobs(values: Sequence[bytes]) -> str:
-    return "{" + ",".join(['"\\\\x' + value.hex() + '"' for value in values]) + "}"
 
 
 def _require_fences(intents: Sequence[int], open_before: set[int]) -> None:

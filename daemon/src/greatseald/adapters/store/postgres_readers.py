@@ -42,7 +42,8 @@ class Readers:
             tries -= 1
             try:
                 with self.lend() as connection:
-                    return connection.execute(query.encode(), values).fetchall()
+                    # Binary: entries come as they are, and not as hexadecimal digits.
+                    return connection.execute(query.encode(), values, binary=True).fetchall()
             except StoreError as error:
                 if tries <= 0 or not isinstance(error.__cause__, psycopg.OperationalError):
                     raise

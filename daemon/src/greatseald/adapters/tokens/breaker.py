@@ -12,8 +12,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from greatseald.domain.tokens import TokenSettings
+
 _DELAYS: Final = (0.0, 0.2, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 _CLOSED_FAILURES: Final = 2
+
+
+_REPLUG_SECONDS: Final = 2.0
+
+
+def breaker_of(settings: TokenSettings) -> Breaker:
+    """The breaker of a token: a person who puts a YubiKey back waits for it, so it is soon looked for again."""
+    return Breaker(_REPLUG_SECONDS if settings.kind == "yubikey-piv" else None)
 
 
 class Breaker:

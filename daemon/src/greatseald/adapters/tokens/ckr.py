@@ -124,6 +124,10 @@ def ckr_name(value: int) -> str:
         return f"{kind}CKR 0x{value:08x}"
 
 
+NO_SESSION_LEFT: Final = frozenset({CKR.SESSION_COUNT, CKR.DEVICE_MEMORY})
+"""What C_OpenSession answers where the token works with the sessions that it has, and opens no more."""
+
+
 class Verdict(NamedTuple):
     """What an error of C_Sign means.
 

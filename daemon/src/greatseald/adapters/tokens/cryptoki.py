@@ -29,6 +29,9 @@ CKM_ECDSA: Final = 0x1041
 CKM_EDDSA: Final = 0x1057
 _HASHES: Final = {"sha256": (0x250, 0x2, 32), "sha384": (0x260, 0x3, 48), "sha512": (0x270, 0x4, 64)}
 """CKM_SHAxxx, CKG_MGF1_SHAxxx, and the digest's bytes, which are the salt's too."""
+CKA_PUBLIC_KEY_INFO: Final = 0x129
+ATTRIBUTE_BUFFER_BYTES: Final = 4096
+"""Several times the SubjectPublicKeyInfo of the largest accepted key."""
 SIGNATURE_BUFFER_BYTES: Final = 1024
 """Twice what the largest accepted key (RSA-4096) gives."""
 
@@ -116,6 +119,10 @@ class CryptokiError(DeviceError):
         self.in_login = function == "C_Login"
         # How always-authenticate keys answer C_Sign.
         self.wants_login = (value, function) == (CKR.USER_NOT_LOGGED_IN, "C_Sign")
+        self.refuses_algorithm = function == "C_SignInit" and value in (
+            CKR.MECHANISM_INVALID,
+            CKR.MECHANISM_PARAM_INVALID,
+        )
 
     @property
     def verdict(self) -> Verdict:
@@ -154,6 +161,10 @@ class Mechanism(Structure):
     """CK_MECHANISM."""
 
     _fields_ = (("mechanism", c_ulong), ("pParameter", c_void_p), ("ulParameterLen", c_ulong))
+
+
+class _Attribute(Structure):
+    _fields_ = (("type", c_ulong), ("pValue", c_void_p), ("ulValueLen", c_ulong))
 
 
 class PssParameters(Structure):
@@ -240,6 +251,7 @@ class Cryptoki:
         self._close = bind("C_CloseSession", c_ulong)
         self._close_all = bind("C_CloseAllSessions", c_ulong)
         self._random = bind("C_GenerateRandom", c_ulong, c_char_p, c_ulong)
+        self._get_attribute = bind("C_GetAttributeValue", c_ulong, c_ulong, POINTER(_Attribute), c_ulong)
         self.sign_init = bind("C_SignInit", c_ulong, POINTER(Mechanism), c_ulong)
         self.sign = bind("C_Sign", c_ulong, c_char_p, c_ulong, c_void_p, POINTER(c_ulong))
 
@@ -263,6 +275,14 @@ class Cryptoki:
     def touch(self, session: int) -> int:
         """Make the device do the least it can, so that an idle session stays or its loss is seen; the return value."""
         return self._random(session, ctypes.create_string_buffer(8), 8)
+
+    def attribute(self, session: int, handle: int, kind: int) -> bytes:
+        """The value of an attribute that python-pkcs11 has no name for; empty where the object has none."""
+        buffer = ctypes.create_string_buffer(ATTRIBUTE_BUFFER_BYTES)
+        asked = _Attribute(kind, ctypes.addressof(buffer), ATTRIBUTE_BUFFER_BYTES)
+        value = self._get_attribute(session, handle, byref(asked), 1)
+        # What is not there has the length of all ones (PKCS#11 2.40, C_GetAttributeValue).
+        return buffer.raw[: asked.ulValueLen] if value == CKR.OK and asked.ulValueLen <= ATTRIBUTE_BUFFER_BYTES else b""
 
     def open_session(self, slot: int, *, writable: bool = False) -> int:
         """C_OpenSession; the session's handle.
@@ -337,11 +357,20 @@ class SignatureBuffer:
     def finish(self, session: int, data: bytes) -> bytes:
         """C_Sign with a buffer that is large enough, so it is called once.
 
+        A module that finds it too small nevertheless wants to be asked for the length first. Asking, like
+        that answer, leaves the operation as it is (PKCS#11 2.40, 5.2), so nothing is signed twice.
+
         Raises:
             CryptokiError: it answered something else than CKR_OK.
         """
         self._length.value = SIGNATURE_BUFFER_BYTES
         value = self._sign(session, data, len(data), self._address, self._length_reference)
+        if value == CKR.BUFFER_TOO_SMALL:
+            value = self._sign(session, data, len(data), None, self._length_reference)
+            if not value and self._length.value <= SIGNATURE_BUFFER_BYTES:
+                value = self._sign(session, data, len(data), self._address, self._length_reference)
+            elif not value:
+                value = CKR.BUFFER_TOO_SMALL
         if value:
             raise CryptokiError("C_Sign", value)
         return ctypes.string_at(self._address, self._length.value)

@@ -49,13 +49,15 @@ class DeviceError(Exception):
 
     `ckr` is the PKCS#11 return value, 0 where there is none; `answer` the failure in the device's own
     word. `verdict` is what it means for the signature that was being made, `login` what it says of a
-    PIN; `in_login`: it was a login that failed; `wants_login`: the key wants a login of its own.
+    PIN; `in_login`: it was a login that failed; `wants_login`: the key wants a login of its own;
+    `refuses_algorithm`: before anything was begun, the device said that it does not have the algorithm.
     """
 
     ckr: int = 0
     answer: str = ""
     in_login: bool = False
     wants_login: bool = False
+    refuses_algorithm: bool = False
 
     @property
     def verdict(self) -> Verdict:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from greatseal.algorithms import Algorithm
-from greatseald.adapters.tokens.ckr import CKR, Verdict
+from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT, Verdict
 from greatseald.adapters.tokens.device import (
     Device,
     DeviceError,
@@ -131,7 +131,7 @@ class Engine:
             try:
                 self._sessions.append(self._device.open_session())
             except DeviceError as error:
-                if error.ckr != CKR.SESSION_COUNT:
+                if error.ckr not in NO_SESSION_LEFT:
                     raise
                 break
         for number in range(len(self._sessions)):
@@ -403,10 +403,7 @@ class Engine:
                 if key is None:
                     key = self._keys[work.uri] = self._device.describe_key(session, work.uri)
                 if work.algorithm not in key.algorithms:
-                    offered = ", ".join(algorithm.value for algorithm in key.algorithms)
-                    return _refusal(
-                        0, f"token {name} does not sign {work.algorithm.value} with {work.uri}; it can: {offered}"
-                    )
+                    return _refusal(0, self._not_offered(work, key))
                 if key.touch_seconds:  # a person is slower than a device
                     limit = self._settings.operation_timeout + key.touch_seconds
                     self._watchdog.begin(number, time.monotonic(), limit)
@@ -424,6 +421,8 @@ class Engine:
             except LatchUnusable as error:
                 return _refusal(0, str(error), retry=True)
             except DeviceError as error:
+                if error.refuses_algorithm and (key := self._keys.get(work.uri)) is not None:
+                    return _refusal(0, f"{self._learn_refused(work, key)} ({error})")._replace(ckr=error.ckr)
                 self._discard(number)
                 row = error.verdict
                 if attempt == 1 and (row.again or self._learn_always_authenticate(work.uri, error)):
@@ -433,6 +432,15 @@ class Engine:
                     row = row._replace(fresh_host=True)
                 return self._failure(error, row)
         raise AssertionError  # the second attempt returns
+
+    def _not_offered(self, work: _Work, key: KeyDescription) -> str:
+        offered = ", ".join(algorithm.value for algorithm in key.algorithms) or "nothing that is supported"
+        return f"token {self._settings.name} does not sign {work.algorithm.value} with {work.uri}; it can: {offered}"
+
+    def _learn_refused(self, work: _Work, key: KeyDescription) -> str:
+        """What the key can do, where it could not be tried before; the session began nothing and stays."""
+        key.algorithms = tuple(algorithm for algorithm in key.algorithms if algorithm is not work.algorithm)
+        return self._not_offered(work, key)
 
     def _learn_always_authenticate(self, uri: str, error: DeviceError) -> bool:
         """Whether the key turned out to want a login for each signature, which some modules do not tell beforehand."""

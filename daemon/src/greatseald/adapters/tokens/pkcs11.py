@@ -20,8 +20,9 @@ from pkcs11 import Attribute, KeyType, ObjectClass, TokenFlag
 from pkcs11._pkcs11 import lib
 
 from greatseal.algorithms import RSA_MODULUS_BITS, Algorithm
-from greatseald.adapters.tokens.ckr import CKR
+from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT
 from greatseald.adapters.tokens.cryptoki import (
+    CKA_PUBLIC_KEY_INFO,
     CKM_ECDSA,
     CKM_EDDSA,
     CKM_RSA_PKCS,
@@ -47,7 +48,7 @@ from greatseald.adapters.tokens.vendors import (
     VendorProfile,
     decode_ec_point,
     decode_edwards_point,
-    ecdsa_to_der,
+    ecdsa_candidates,
     profile_of,
 )
 
@@ -72,6 +73,13 @@ _CURVES: Final[dict[bytes, str]] = {
 }
 _EDWARDS_CURVES: Final = frozenset({bytes.fromhex("06032b6570"), b"\x13\x0cedwards25519", b"\x13\x07Ed25519"})
 """CKA_EC_PARAMS of Ed25519: the OID of RFC 8410, or a printable string (PKCS#11 3.0, 2.3.10)."""
+_PARAMETERS: Final[dict[str, bytes]] = {
+    "secp256r1": bytes.fromhex("06082a8648ce3d030107"),
+    "secp384r1": bytes.fromhex("06052b81040022"),
+    "secp521r1": bytes.fromhex("06052b81040023"),
+    "ed25519": bytes.fromhex("06032b6570"),
+}
+"""CKA_EC_PARAMS by the name of a certificate's curve."""
 _COORDINATE_BYTES: Final = {"P-256": 32, "P-384": 48, "P-521": 66}
 _MECHANISMS: Final[dict[Algorithm, int]] = {
     Algorithm.ECDSA_P256_SHA256: CKM_ECDSA,
@@ -312,9 +320,10 @@ class Module:
             TokenNotFound: there is none.
         """
         for slot in self._library.get_slots(token_present=True):
-            if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
-                return int(slot.slot_id)
-        message = f"{self.path} has no slot with a token that is not initialised"
+            with suppress(pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
+                if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
+                    return int(slot.slot_id)
+        message = f"{self.path} has no slot with a token that is not initialised: free one with the vendor's tool"
         raise TokenNotFound(message)
 
     @property
@@ -441,17 +450,20 @@ class Module:
         try:
             kind = _attribute(key, Attribute.KEY_TYPE)
             always = _attribute(key, Attribute.ALWAYS_AUTHENTICATE)
-            if kind == KeyType.EC:
-                curve = _curve(uri, _attribute(key, Attribute.EC_PARAMS))
+            parameters = None
+            if kind in {KeyType.EC, KeyType.EC_EDWARDS}:
+                parameters = self._parameters(session, key, kind)
+            if kind == KeyType.EC_EDWARDS or parameters in _EDWARDS_CURVES:  # modules older than 3.0 know CKK_EC only
+                _require_ed25519(uri, parameters)
+                spki = self._edwards_public(session, uri, key, kind)
+                description = KeyDescription("Ed25519", spki, _of_family("ed25519"), always)
+            elif kind == KeyType.EC:
+                curve = _curve(uri, parameters)
                 spki = self._ec_public(session, uri, key, curve)
                 family = curve.replace("-", "").lower()
                 description = KeyDescription(curve, spki, _of_family(family), always, _COORDINATE_BYTES[curve])
             elif kind == KeyType.RSA:
                 description = KeyDescription("RSA", self._rsa_public(session, uri, key), _of_family("rsa"), always)
-            elif kind == KeyType.EC_EDWARDS:
-                _require_ed25519(uri, _attribute(key, Attribute.EC_PARAMS))
-                spki = self._edwards_public(session, uri, key)
-                description = KeyDescription("Ed25519", spki, _of_family("ed25519"), always)
             else:
                 message = (
                     f"the private key of {uri} is of type {getattr(kind, 'name', kind)}: "
@@ -460,50 +472,92 @@ class Module:
                 raise KeyUnusable(message)
         except pkcs11.PKCS11Error as error:
             raise CryptokiError("C_GetAttributeValue", return_value(error)) from error
-        description.algorithms = self._probe(uri, description)
+        description.algorithms = self._probe(session, uri, description)
         return description
 
-    def _probe(self, uri: str, description: KeyDescription) -> tuple[Algorithm, ...]:
-        """Those algorithms that C_SignInit accepts; mechanism lists are only hints."""
-        offered = []
+    def _probe(self, session: Session, uri: str, description: KeyDescription) -> tuple[Algorithm, ...]:
+        """Those algorithms that C_SignInit accepts; mechanism lists are only hints.
+
+        Where the token has no session to spare for trying, those that it lists, and all of the key's kind
+        if it lists none of them: then C_SignInit of the first signature tells.
+        """
+        offered: list[Algorithm] = []
         refusal: CryptokiError | None = None
         for algorithm in description.algorithms:
             try:
-                scratch = self.open_session()
+                refused = self._try(session, uri, algorithm)
             except CryptokiError as error:
-                if error.value != CKR.SESSION_COUNT:
+                if error.function != "C_OpenSession" or error.value not in NO_SESSION_LEFT:
                     raise
-                offered.extend(self.advertised(description.algorithms))  # no session to spare for trying
-                return tuple(offered)
-            try:
-                scratch.buffer.begin(scratch.handle, _PREPARED[algorithm], self.key_handle(scratch, uri))
+                return tuple(self.advertised(description.algorithms)) or description.algorithms
+            if refused is None:
                 offered.append(algorithm)
-            except CryptokiError as error:
-                if error.function != "C_SignInit":
-                    raise
-                refusal = error
-            finally:
-                self.close_session(scratch)  # ends the operation that was begun
+            else:
+                refusal = refused
         if refusal is not None and not offered:
+            if refusal.verdict.retry:
+                raise refusal
             message = f"the private key of {uri} does not sign with any supported algorithm: {refusal}"
             raise KeyUnusable(message)
         return tuple(offered)
 
+    def _try(self, session: Session, uri: str, algorithm: Algorithm) -> CryptokiError | None:
+        """What C_SignInit answers, None where it accepts.
+
+        Modules refuse a mechanism with whatever they have, a general error among it. What may be another
+        failure is tried twice, and counts as a refusal only of a token that still answers `session`.
+
+        Raises:
+            CryptokiError: the token is gone, its session lost, an operator needed, or no session to spare.
+        """
+        for attempt in (1, 2):
+            refused = self._begin_only(uri, algorithm)
+            if refused is None or not (refused.verdict.retry or refused.verdict.locked):
+                return refused
+            if refused.verdict.locked:
+                raise refused
+            if attempt == 2:
+                self.keep_alive(session)
+        return refused
+
+    def _begin_only(self, uri: str, algorithm: Algorithm) -> CryptokiError | None:
+        scratch = self.open_session()
+        try:
+            scratch.buffer.begin(scratch.handle, _PREPARED[algorithm], self.key_handle(scratch, uri))
+        except CryptokiError as error:
+            if error.function != "C_SignInit":
+                raise
+            return error
+        finally:
+            self.close_session(scratch)  # ends the operation that was begun
+        return None
+
     def advertised(self, algorithms: Iterable[Algorithm] = Algorithm) -> list[Algorithm]:
         """Those algorithms whose mechanism the token lists: a hint, since lists leave out what works and name what does not.
 
+        A module that has no list, as it says itself, lists nothing; what its keys can do is tried all the same.
+
         Raises:
-            CryptokiError: the token gives no list.
+            CryptokiError: the token is gone.
         """
         try:
             listed = {int(kind) for kind in self._token.slot.get_mechanisms()}
-        except pkcs11.PKCS11Error as error:
-            raise CryptokiError("C_GetMechanismList", return_value(error)) from error
+        except pkcs11.PKCS11Error as cause:
+            error = CryptokiError("C_GetMechanismList", return_value(cause))
+            if error.verdict.fresh_host:
+                raise error from cause
+            listed = set()
         return [algorithm for algorithm in algorithms if _MECHANISMS[algorithm] in listed]
 
-    def _public_candidates(self, session: Session, key: Any, kind: KeyType) -> Iterator[tuple[str, Any]]:
-        """The private key itself, then public keys, then certificates that belong to it by id or label."""
-        yield "private key", key
+    def _public_candidates(self, session: Session, key: Any, kind: KeyType) -> Iterator[tuple[Any, Any]]:
+        """Where the public half of a private key may be found: pairs of an object with its parts, or of None and a whole key.
+
+        The private key itself, the SubjectPublicKeyInfo stored with it, then public keys, then certificates
+        that belong to it by id or label.
+        """
+        yield key, None
+        if (stored := _load_spki(self.cryptoki.attribute(session.handle, key.handle, CKA_PUBLIC_KEY_INFO))) is not None:
+            yield None, stored
         identity, label = _attribute(key, Attribute.ID), _attribute(key, Attribute.LABEL)
         links: list[dict[Attribute, Any]] = []
         if identity:
@@ -514,11 +568,25 @@ class Module:
             template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.KEY_TYPE: kind, **link}
             for found in session.opened.get_objects(template):
                 if _belongs(found, identity):
-                    yield "public key", found
+                    yield found, None
         for link in links:
             for found in session.opened.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE, **link}):
-                if _belongs(found, identity):
-                    yield "certificate", found
+                if _belongs(found, identity) and (certified := _certificate_key(found)) is not None:
+                    yield None, certified
+
+    def _parameters(self, session: Session, key: Any, kind: KeyType) -> bytes | None:
+        """CKA_EC_PARAMS of a private key, or of its public half: some modules leave them off the private one."""
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+        for item, public in self._public_candidates(session, key, kind):
+            if item is not None:
+                parameters = _attribute(item, Attribute.EC_PARAMS)
+            else:
+                curve = public.curve.name if isinstance(public, ec.EllipticCurvePublicKey) else ""
+                parameters = _PARAMETERS.get("ed25519" if isinstance(public, ed25519.Ed25519PublicKey) else curve)
+            if parameters:
+                return bytes(parameters)
+        return None
 
     def _ec_public(self, session: Session, uri: str, key: Any, curve: str) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -529,9 +597,8 @@ class Module:
             "P-521": ec.SECP521R1(),
         }
         named = curves[curve]
-        for source, item in self._public_candidates(session, key, KeyType.EC):
-            if source == "certificate":
-                public = _certificate_key(item)
+        for item, public in self._public_candidates(session, key, KeyType.EC):
+            if item is None:
                 if isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == named.name:
                     return _spki(public)
                 continue
@@ -542,12 +609,11 @@ class Module:
                 return _spki(ec.EllipticCurvePublicKey.from_encoded_point(named, point))
         raise KeyUnusable(_no_public_half(uri))
 
-    def _edwards_public(self, session: Session, uri: str, key: Any) -> bytes:
+    def _edwards_public(self, session: Session, uri: str, key: Any, kind: KeyType) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import ed25519
 
-        for source, item in self._public_candidates(session, key, KeyType.EC_EDWARDS):
-            if source == "certificate":
-                public = _certificate_key(item)
+        for item, public in self._public_candidates(session, key, kind):
+            if item is None:
                 if isinstance(public, ed25519.Ed25519PublicKey):
                     return _spki(public)
                 continue
@@ -559,25 +625,15 @@ class Module:
     def _rsa_public(self, session: Session, uri: str, key: Any) -> bytes:
         from cryptography.hazmat.primitives.asymmetric import rsa
 
-        for source, item in self._public_candidates(session, key, KeyType.RSA):
-            if source == "certificate":
-                public = _certificate_key(item)
-                if not isinstance(public, rsa.RSAPublicKey):
-                    continue
-            else:
-                modulus, exponent = _attribute(item, Attribute.MODULUS), _attribute(item, Attribute.PUBLIC_EXPONENT)
-                if not modulus or not exponent:
-                    continue
-                try:
-                    numbers = rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big"))
-                    public = numbers.public_key()
-                except ValueError:
-                    continue
+        for item, public in self._public_candidates(session, key, KeyType.RSA):
+            found = public if item is None else _rsa_of_parts(item)
+            if not isinstance(found, rsa.RSAPublicKey):
+                continue
             smallest, largest = RSA_MODULUS_BITS
-            if not smallest <= public.key_size <= largest:
-                message = f"the RSA key of {uri} has {public.key_size} bits: {smallest} to {largest} are supported"
+            if not smallest <= found.key_size <= largest:
+                message = f"the RSA key of {uri} has {found.key_size} bits: {smallest} to {largest} are supported"
                 raise KeyUnusable(message)
-            return _spki(public)
+            return _spki(found)
         raise KeyUnusable(_no_public_half(uri))
 
     def begin(self, session: Session, uri: str, algorithm: Algorithm) -> None:
@@ -611,11 +667,13 @@ class Module:
         if not key.coordinate_bytes:
             return session.buffer.finish(session.handle, _DIGEST_INFO.get(algorithm, b"") + signed)
         signature = session.buffer.finish(session.handle, signed)
-        der = ecdsa_to_der(signature, key.coordinate_bytes)
-        if der is None:
+        candidates = ecdsa_candidates(signature, key.coordinate_bytes)
+        if len(candidates) > 1:
+            candidates = tuple(der for der in candidates if _verifies(key.spki, algorithm, signed, der))
+        if not candidates:
             message = f"C_Sign gave {len(signature)} bytes, which are no ECDSA signature on {key.kind}"
             raise SignatureMalformed(message)
-        return der
+        return candidates[0]
 
 
 _PREPARED: Final = {algorithm: mechanism(kind, algorithm.hash_name) for algorithm, kind in _MECHANISMS.items()}
@@ -675,11 +733,37 @@ def _require_ed25519(uri: str, parameters: bytes | None) -> None:
 
 
 def _certificate_key(item: Any) -> Any:
+    """The public key in a certificate object; None where there is none, or one that nobody here can read."""
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
 
     value = _attribute(item, Attribute.VALUE)
     try:
         return x509.load_der_x509_certificate(value).public_key() if value else None
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+
+
+def _load_spki(value: bytes) -> Any:
+    """The public key in a SubjectPublicKeyInfo (DER); None where there is none, or one that nobody here can read."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    try:
+        return load_der_public_key(value) if value else None
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+
+
+def _rsa_of_parts(item: Any) -> Any:
+    """The public key of an object's modulus and exponent, None where they are missing or none."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    modulus, exponent = _attribute(item, Attribute.MODULUS), _attribute(item, Attribute.PUBLIC_EXPONENT)
+    if not modulus or not exponent:
+        return None
+    try:
+        return rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big")).public_key()
     except ValueError:
         return None
 
@@ -691,8 +775,25 @@ def _spki(public: Any) -> bytes:
     return encoded
 
 
+def _verifies(spki: bytes, algorithm: Algorithm, digest: bytes, der: bytes) -> bool:
+    """Whether this is the ECDSA signature of the digest: which reading of a signature without leading zeroes is right."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    public = load_der_public_key(spki)
+    assert isinstance(public, ec.EllipticCurvePublicKey)  # noqa: S101 - `describe_key` made it
+    kind = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}[algorithm.hash_name]
+    try:
+        public.verify(der, digest, ec.ECDSA(utils.Prehashed(kind)))
+    except InvalidSignature:
+        return False
+    return True
+
+
 def _no_public_half(uri: str) -> str:
     return (
         f"no public key belongs to the private key of {uri}: the token has neither a public key object nor a certificate "
-        "with its id or label that fits; store one of them with the vendor's tool"
+        "with its id or label that fits, and stores none with the key; store one of them with the vendor's tool"
     )

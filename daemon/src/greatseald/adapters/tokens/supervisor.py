@@ -25,7 +25,7 @@ from typing import Final
 
 from greatseal.algorithms import Algorithm
 from greatseald.adapters.tokens import frames
-from greatseald.adapters.tokens.breaker import Breaker
+from greatseald.adapters.tokens.breaker import breaker_of
 from greatseald.adapters.tokens.calls import Call, Frame, Group
 from greatseald.adapters.tokens.connection import HostConnection, HostLost, connect_host
 from greatseald.adapters.tokens.frames import (
@@ -52,7 +52,6 @@ OnFatal = Callable[[BaseException], None]
 _START_SECONDS: Final = 30.0
 """Least time, in seconds, that a host has from its start until the token is logged in."""
 _LOCKED_PAUSE_SECONDS: Final = 1.0
-_REPLUG_SECONDS: Final = 2.0
 _PING_SECONDS: Final = 5.0
 _WINDOW_SECONDS: Final = 0.08
 _MAX_WINDOW: Final = 2048
@@ -85,8 +84,7 @@ class SupervisedToken:
         self._state = TokenState.UNAVAILABLE
         self._detail = "not started"
         self._info: TokenInfo | None = None
-        # A pulled YubiKey is put back by a person, who then waits for it.
-        self._breaker = Breaker(_REPLUG_SECONDS if settings.kind == "yubikey-piv" else None)
+        self._breaker = breaker_of(settings)
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._connection: HostConnection | None = None

@@ -27,7 +27,7 @@ from typing import Final
 
 from greatseald.adapters import service_manager
 from greatseald.adapters.tokens import frames
-from greatseald.adapters.tokens.breaker import Breaker
+from greatseald.adapters.tokens.breaker import breaker_of
 from greatseald.adapters.tokens.frames import FrameBuffer, FrameInvalid, Hello, NotReady, Ping, Ready, Stop, ToHost
 from greatseald.adapters.tokens.hardening import harden
 from greatseald.adapters.tokens.launch import launch_host, say
@@ -151,7 +151,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _keep_worker(settings: TokenSettings, listener: socket.socket, front_uid: int, stopped: Callable[[], bool]) -> None:
-    breaker = Breaker()
+    breaker = breaker_of(settings)
     while not stopped():
         began = time.monotonic()
         try:

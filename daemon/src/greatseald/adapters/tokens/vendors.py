@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 _DER_SEQUENCE: Final = 0x30
+_MOST_STRIPPED: Final = 4
+"""By how many bytes the halves of a signature without leading zeroes differ: more happens once in 2^40."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +68,28 @@ def decode_edwards_point(data: bytes) -> bytes | None:
     return data[-32:] if len(data) in {32, 34, 35, 44} else None
 
 
-def ecdsa_to_der(signature: bytes, coordinate_bytes: int) -> bytes | None:
-    """The DER form of what C_Sign gave for CKM_ECDSA, None if it cannot be a signature on that curve.
+def ecdsa_candidates(signature: bytes, coordinate_bytes: int) -> tuple[bytes, ...]:
+    """The DER forms that what C_Sign gave for CKM_ECDSA can mean, none if it cannot be a signature on that curve.
 
-    The specification wants r ‖ s, each as long as the curve's order; modules that strip leading
-    zeroes give two shorter halves, and some give DER already.
+    The specification wants r ‖ s, each as long as the curve's order, which has one meaning; so has the DER
+    that some modules give. Modules that strip leading zeroes leave open where r ends: the caller takes
+    the one that verifies, the halves of equal length first.
     """
     length = len(signature)
-    if length > 2 * coordinate_bytes or length % 2:
-        return signature if _is_der(signature, coordinate_bytes) else None
-    if length == 0:
-        return None
+    if length == 2 * coordinate_bytes:
+        return (_der(signature[:coordinate_bytes], signature[coordinate_bytes:]),)
+    if _is_der(signature, coordinate_bytes):
+        return (signature,)
+    if not 2 <= length < 2 * coordinate_bytes:
+        return ()
     half = length // 2
-    r, s = signature[:half].lstrip(b"\0") or b"\0", signature[half:].lstrip(b"\0") or b"\0"
+    near = range(max(1, length - coordinate_bytes, half - _MOST_STRIPPED), min(length, coordinate_bytes + 1))
+    ends = sorted((end for end in near if end <= half + _MOST_STRIPPED), key=lambda end: abs(2 * end - length))
+    return tuple(_der(signature[:end], signature[end:]) for end in ends)
+
+
+def _der(r: bytes, s: bytes) -> bytes:
+    r, s = r.lstrip(b"\0") or b"\0", s.lstrip(b"\0") or b"\0"
     if r[0] & 0x80:
         r = b"\0" + r
     if s[0] & 0x80:
