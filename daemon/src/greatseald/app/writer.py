@@ -52,7 +52,7 @@ _log = structlog.get_logger("greatseald.log")
 _MAX_ROUND_ENTRIES: Final = 4096
 """Bounds the memory and the pause of one commit; what is over goes into the next."""
 
-_FAST_ROUND_SECONDS: Final = 0.0015
+_FAST_ROUND_SECONDS: Final = 0.005
 """Rounds that take no longer on average, but for their entries' own cost, may hold up the event loop."""
 
 _ENTRY_SECONDS: Final = 20e-6
