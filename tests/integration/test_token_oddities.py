@@ -137,6 +137,23 @@ def test_a_refusal_that_comes_with_the_signature_only_is_certain_and_costs_nothi
     asyncio.run(run())
 
 
+def test_an_algorithm_that_is_refused_once_is_asked_for_again_the_next_time(site: TokenSite):
+    """The key was probed and had it: one answer is no reason to do without it until the host ends."""
+    shim = shim_of(site)
+
+    async def run() -> None:
+        async with site.token() as token:
+            await token.find_key("pkcs11:object=p256")
+            shim.rule("C_SignInit", "rv", CKR.MECHANISM_INVALID, times=1)
+            (result,) = refused(await site.sign(token, "p256", P256, site.operations(1)))
+            assert (result.ckr, result.unknown, result.retry) == (CKR.MECHANISM_INVALID, False, False)
+            asked = site.operations(2)
+            site.verify("p256", P256, asked, await site.sign(token, "p256", P256, asked))
+
+    asyncio.run(run())
+    assert len(shim.logins()) == 1
+
+
 # -- one session --------------------------------------------------------------------------------------
 
 

@@ -422,7 +422,8 @@ class Engine:
                 return _refusal(0, str(error), retry=True)
             except DeviceError as error:
                 if error.refuses_algorithm and (key := self._keys.get(work.uri)) is not None:
-                    return _refusal(0, f"{self._learn_refused(work, key)} ({error})")._replace(ckr=error.ckr)
+                    # Nothing was begun, so the session stays. What it answers next time it is asked next time.
+                    return _refusal(0, f"{self._not_offered(work, key)} ({error})")._replace(ckr=error.ckr)
                 self._discard(number)
                 row = error.verdict
                 if attempt == 1 and (row.again or self._learn_always_authenticate(work.uri, error)):
@@ -434,13 +435,9 @@ class Engine:
         raise AssertionError  # the second attempt returns
 
     def _not_offered(self, work: _Work, key: KeyDescription) -> str:
-        offered = ", ".join(algorithm.value for algorithm in key.algorithms) or "nothing that is supported"
+        others = [algorithm.value for algorithm in key.algorithms if algorithm is not work.algorithm]
+        offered = ", ".join(others) or "nothing that is supported"
         return f"token {self._settings.name} does not sign {work.algorithm.value} with {work.uri}; it can: {offered}"
-
-    def _learn_refused(self, work: _Work, key: KeyDescription) -> str:
-        """What the key can do, where it could not be tried before; the session began nothing and stays."""
-        key.algorithms = tuple(algorithm for algorithm in key.algorithms if algorithm is not work.algorithm)
-        return self._not_offered(work, key)
 
     def _learn_always_authenticate(self, uri: str, error: DeviceError) -> bool:
         """Whether the key turned out to want a login for each signature, which some modules do not tell beforehand."""
