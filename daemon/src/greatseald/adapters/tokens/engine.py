@@ -157,13 +157,15 @@ class Engine:
         good: list[int] = []
         failed: list[NotSigned] = []
         seen: set[tuple[int, bytes]] = set()
+        # Before the lock is taken: messages may be long.
+        foreign = _foreign_messages(message.operations) if algorithm.is_pure else frozenset()
         with self._accept_lock:  # the order of the ledger and the check for replays
-            for position, (index, leaf_hash, digest, whole) in enumerate(message.operations):
+            for position, (index, leaf_hash, digest, _) in enumerate(message.operations):
                 if len(leaf_hash) != LEAF_HASH_BYTES or index < 0:
                     why = "the host signs nothing without an intent: index and 32-byte leaf hash"
                 elif len(digest) != size:
                     why = f"{algorithm.value} signs a digest of {size} bytes, not of {len(digest)}"
-                elif algorithm.is_pure and hashlib.sha256(whole).digest() != digest:
+                elif position in foreign:
                     why = f"{algorithm.value} signs the message itself, and this one is not the digest's"
                 elif (index, leaf_hash) in seen or self._ledger.has_signed(index, leaf_hash):
                     why = f"intent {index} was signed before: an intent permits one signature"
@@ -496,6 +498,15 @@ class Engine:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
+
+
+def _foreign_messages(operations: Sequence[Operation]) -> frozenset[int]:
+    """The positions of operations whose message is not the one that the digest is of."""
+    return frozenset(
+        position
+        for position, operation in enumerate(operations)
+        if hashlib.sha256(operation.message).digest() != operation.tbs
+    )
 
 
 def _refusal(position: int, why: str, *, retry: bool = False) -> NotSigned:
