@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -393,6 +394,25 @@ def test_callers_at_once_share_a_commit(site: Site) -> None:
         assert len({place.place for (place,) in placed if place is not None}) == 40
         # One for all on a fast disk; on a slow one the first, and one for those that came while it was written.
         assert commits(site.database) - before <= 10
+
+    run(site, work)
+
+
+def test_requests_are_not_forgotten_on_the_event_loop(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand rows are deleted at once: calls must not wait for it."""
+    forget, threads = SqliteStore.forget_requests, []
+
+    def forget_noting(store: SqliteStore, before_time_ms: int, limit: int) -> int:
+        threads.append(threading.current_thread())
+        return forget(store, before_time_ms, limit)
+
+    async def work(log: AuditLog) -> None:
+        await settle(log)
+        await log.open_intents([intent(1)], [request(1)])
+        monkeypatch.setattr(SqliteStore, "forget_requests", forget_noting)
+        await log.forget_requests(1_800_000_000)
+        assert len(threads) == 1
+        assert threads[0] is not threading.main_thread()
 
     run(site, work)
 

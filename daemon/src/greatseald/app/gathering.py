@@ -12,7 +12,8 @@ thirty times. A round is cut
 There is no timer: turns of the loop are counted, and an idle loop takes them in microseconds. A round
 that is cut is run where it stands, on the loop, as long as the store is on a local disk that answers
 fast: a hand-over to the writer's thread and back, and the interpreter lock won back from a busy loop,
-take as long as the commit. Batches, slow disks and stores across a network have the thread.
+take as long as the commit. Batches, what forgets old requests, slow disks and stores across a network have
+the thread.
 
     done = await gathering.submit(work)
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from greatseald.app.writer import LogWriter, Work
 
 _FULL: Final = 64
-"""Entries of a round on the loop: a millisecond. What is larger is a batch, and worth its hand-over."""
+"""Entries and pairs to prove of a round on the loop: a millisecond. What is larger is a batch, and worth its hand-over."""
 
 _QUIET_TURNS: Final = 32
 """Turns of the loop without anything new. A call takes about ten from its arrival to its intent."""
@@ -58,8 +59,8 @@ class Gathering:
         Raises:
             LogUnavailable: the log is broken, or broke before the work was written.
         """
-        count = len(work.entries)
-        if count > _FULL or not self._writer.fast:
+        count = len(work.entries) + len(work.prove)
+        if count > _FULL or work.forget_before_ms is not None or not self._writer.fast:
             self._writer.submit(work)
         elif alone and not self._works:
             if self._writer.run_here([work]):
