@@ -68,6 +68,9 @@ _VERIFY_CHUNK: Final = 32
 _VERIFY_HERE: Final = 2
 """Groups up to this size are verified on the event loop: the hop to the pool costs more than it saves."""
 
+_VERIFY_HERE_BYTES: Final = 64 * 1024
+"""Unless what was signed is longer: of Ed25519 it is a whole message, and hashed by whoever verifies."""
+
 _MAX_ATTEMPT_ROUNDS: Final = 4
 
 
@@ -350,10 +353,11 @@ class Signing:
     async def _ask_token(self, key: SigningKey, algorithm: Algorithm, jobs: list[Job]) -> None:
         operations = [Operation(job.intent_index, job.leaf_hash, job.request.tbs, job.request.message) for job in jobs]
         loop = asyncio.get_running_loop()
+        here = len(jobs) <= _VERIFY_HERE and all(len(job.request.signed) <= _VERIFY_HERE_BYTES for job in jobs)
         verifying = []
         held: list[SignResult] = []
         async for chunk in key.token.sign(key.settings.uri, algorithm, operations):
-            if len(jobs) <= _VERIFY_HERE:
+            if here:
                 _take(key, algorithm, jobs, chunk)
                 continue
             held += chunk
@@ -434,7 +438,7 @@ def _require_record(job: Job, proof: tuple[bytes, bytes], head: SignedHead) -> N
 
 
 def _take(key: SigningKey, algorithm: Algorithm, jobs: list[Job], chunk: list[SignResult]) -> None:
-    """Keep the results of a chunk, each signature only if it verifies. Runs on a verifier's thread."""
+    """Keep the results of a chunk, each signature only if it verifies. Runs on any thread."""
     verify = key.verifiers[algorithm].verify
     for result in chunk:
         job = jobs[result.position]
