@@ -124,7 +124,7 @@ def test_an_outcome_is_told_with_its_intent(result: str, status: str, notable: b
     assert made["actor"]["user"]["uid"] == "spiffe://example.org/pipeline"
     assert made["duration"] == 61
     assert made["unmapped"]["intent_index"] == 40
-    assert is_notable(entry) is notable
+    assert is_notable(json.loads(entry)) is notable
 
 
 def test_an_outcome_whose_intent_is_gone_is_still_an_event() -> None:

@@ -24,12 +24,14 @@ _CREATE, _READ, _UPDATE, _OTHER = 1, 2, 3, 99
 _ACTIVITY_NAMES: Final = {_CREATE: "Create", _READ: "Read", _UPDATE: "Update", _OTHER: "Other"}
 _UNKNOWN, _SUCCESS, _FAILURE = 0, 1, 2
 _STATUS_NAMES: Final = {_UNKNOWN: "Unknown", _SUCCESS: "Success", _FAILURE: "Failure"}
-_INFORMATIONAL, _LOW, _MEDIUM, _HIGH = 1, 2, 3, 4
-_SEVERITY_NAMES: Final = {_INFORMATIONAL: "Informational", _LOW: "Low", _MEDIUM: "Medium", _HIGH: "High"}
+INFORMATIONAL: Final = 1
+"""`severity_id` of business as usual; what is above it is notable."""
+_LOW, _MEDIUM, _HIGH = 2, 3, 4
+_SEVERITY_NAMES: Final = {INFORMATIONAL: "Informational", _LOW: "Low", _MEDIUM: "Medium", _HIGH: "High"}
 _SERVICE_USER, _SHA256 = 4, 3
 
 _RESULTS: Final = {
-    "signed": (_SUCCESS, _INFORMATIONAL),
+    "signed": (_SUCCESS, INFORMATIONAL),
     "failed": (_FAILURE, _MEDIUM),
     "aborted": (_FAILURE, _LOW),
     "unknown": (_UNKNOWN, _HIGH),
@@ -89,17 +91,17 @@ def api_activity(index: int, entry: bytes, intent: bytes | None, origin: str) ->
     return event
 
 
-def is_notable(entry: bytes) -> bool:
-    """Whether an entry is more than business as usual: a refusal, a failure, an unknown end."""
-    _, _, severity, _ = _judge(msgspec.json.decode(entry))
-    return severity > _INFORMATIONAL
+def is_notable(fields: dict[str, Any]) -> bool:
+    """Whether an entry (decoded) is more than business as usual: a refusal, a failure, an unknown end."""
+    _, _, severity, _ = _judge(fields)
+    return severity > INFORMATIONAL
 
 
 def _judge(fields: dict[str, Any]) -> tuple[int, int, int, str]:
     """Activity, status, severity, and a word on the status."""
     kind = fields["t"]
     if kind == "intent":
-        return _CREATE, _UNKNOWN, _INFORMATIONAL, "requested"
+        return _CREATE, _UNKNOWN, INFORMATIONAL, "requested"
     if kind == "outcome":
         status, severity = _RESULTS.get(fields["res"], (_UNKNOWN, _HIGH))
         return _CREATE, status, severity, fields.get("why", "") or fields["res"]
@@ -108,7 +110,7 @@ def _judge(fields: dict[str, Any]) -> tuple[int, int, int, str]:
         activity = _CREATE if action.startswith("sign") else _READ if action.startswith("read") else _OTHER
         severity = _HIGH if fields["reason"] == _DENYLISTED else _MEDIUM
         return activity, _FAILURE, severity, str(fields["reason"])
-    return _UPDATE, _SUCCESS, _INFORMATIONAL, ""
+    return _UPDATE, _SUCCESS, INFORMATIONAL, ""
 
 
 def _message(kind: str, fields: dict[str, Any], asked: dict[str, Any]) -> str:

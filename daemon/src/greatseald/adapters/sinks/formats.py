@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from greatseald.domain.ocsf import api_activity, is_notable
+from greatseald.domain.ocsf import INFORMATIONAL, api_activity, is_notable
 from greatseald.domain.tree import leaf_hash
 from greatseald.ports.sinks import Record
 
@@ -20,7 +20,8 @@ def jsonl_format(origin: str) -> Format:
 
     def line(index: int, entry: bytes, intent: bytes | None) -> Record:  # noqa: ARG001 - the port's signature
         text = b'%b%d,"leaf_hash":"%b","entry":%b}' % (start, index, leaf_hash(entry).hex().encode(), entry)
-        return Record(index, text, _time(entry), is_notable(entry))
+        fields: dict[str, Any] = msgspec.json.decode(entry)
+        return Record(index, text, fields["ts"], is_notable(fields))
 
     return line
 
@@ -30,11 +31,7 @@ def ocsf_format(origin: str) -> Format:
 
     def line(index: int, entry: bytes, intent: bytes | None) -> Record:
         event = api_activity(index, entry, intent, origin)
-        return Record(index, msgspec.json.encode(event), event["metadata"]["original_time"], is_notable(entry))
+        notable = event["severity_id"] > INFORMATIONAL
+        return Record(index, msgspec.json.encode(event), event["metadata"]["original_time"], notable)
 
     return line
-
-
-def _time(entry: bytes) -> str:
-    fields: dict[str, Any] = msgspec.json.decode(entry)
-    return str(fields["ts"])
