@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,38 @@ def test_a_black_hole_holds_up_nothing_but_itself(site: Deployment, tmp_path: Pa
         sign_some(site, 20)
         wait_for(lambda: len(read_lines(tmp_path / "other")) >= 42)
         assert site.stop() == 0
+
+
+@pytest.mark.parametrize("edit", [('"t":"intent"', '"x":"intent"'), ('"ts":"20', '"ts":"xx')], ids=["type", "time"])
+def test_an_entry_that_somebody_edited_stops_the_delivery_and_not_the_signing(
+    site: Deployment, tmp_path: Path, edit: tuple[str, str]
+) -> None:
+    """Nothing is left out: the outbox waits for the entry to be restored, says so, and goes on from there."""
+    port = free_port()
+    site.append(table(f"syslog+tcp://localhost:{port}", format="ocsf", batch=1))
+    with site.running():
+        sign_some(site)
+        wait_for(lambda: metric(site, "greatseald_outbox_failing") == 1)  # nobody listens yet
+        replace_in_intents(site, *edit)
+        with rsyslog(tmp_path, port, site, tls=False) as target:
+            wait_for(lambda: "the database was altered" in site.stderr, 30)
+            before = log_size(site)
+            sign_some(site, 1)
+            assert log_size(site) > before
+            assert metric(site, "greatseald_outbox_failing") == 1
+            replace_in_intents(site, *reversed(edit))
+            wait_for(lambda: len({row[2]["unmapped"]["log_index"] for row in received(target)}) >= before, 60)
+
+
+def replace_in_intents(site: Deployment, old: str, new: str) -> None:
+    """Edit the database under the running daemon."""
+    with closing(sqlite3.connect(site.database)) as database, database:
+        rows = database.execute("SELECT size, entries FROM commits").fetchall()
+        for size, entries in rows:
+            if b'"t":"intent"' in entries or b'"x":"intent"' in entries:
+                database.execute(
+                    "UPDATE commits SET entries = ? WHERE size = ?", (entries.replace(old.encode(), new.encode()), size)
+                )
 
 
 @pytest.mark.parametrize("content", [b"", b"seven\n", b"7", b"-1\n", b"99999999999999999999\n", b"1000000\n"])

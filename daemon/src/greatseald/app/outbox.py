@@ -2,8 +2,9 @@
 
 Each sink has a task and a cursor of its own. A batch is delivered, then the cursor moves: a crash between
 the two delivers the batch again, and nothing is ever left out. A sink that does not take its batch is
-tried again, with growing pauses, for ever; how far it is behind is a metric, and the log keeps what it
-has not taken. Signing knows nothing of all this.
+tried again, with growing pauses, for ever, and so is a log that cannot be read, or in which somebody has
+edited an entry; how far it is behind is a metric, and the log keeps what it has not taken. Signing knows
+nothing of all this.
 
     outbox = Outbox(name="siem", sink=..., cursor=..., format_entry=..., log=log, metrics=metrics)
     outbox.begin()
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 import structlog
 
+from greatseald.domain.errors import LogUnavailable
 from greatseald.ports.sinks import SinkError
 
 if TYPE_CHECKING:
@@ -125,15 +127,17 @@ class Outbox:
 
     async def _deliver(self, start: int, end: int) -> None:
         """Deliver entries `start` to `end` (excluded), as often as it takes."""
-        records = await self._records(start, end)
+        records: list[Record] | None = None
         pause, failures, reminded = _FIRST_PAUSE, 0, 0.0
         loop = asyncio.get_running_loop()
         while True:
             try:
+                if records is None:
+                    records = await self._records(start, end)
                 if records:
                     await self._sink.deliver(records)
                 await asyncio.to_thread(self._cursor.write, end)
-            except SinkError as error:
+            except (SinkError, LogUnavailable) as error:
                 failures += 1
                 self._metrics.outbox_failed(self._name)
                 if failures == 1 or loop.time() - reminded > _REMIND_SECONDS:
@@ -158,7 +162,10 @@ class Outbox:
         entries = await self._log.entries(start, end)
         wanted: list[tuple[int, bytes, bytes | None]] = []
         for index, entry in enumerate(entries, start):
-            kind = _kind.decode(entry)
+            try:
+                kind = _kind.decode(entry)
+            except msgspec.MsgspecError as error:
+                raise _altered(index, error) from error
             intent: bytes | None = None
             if kind.t == "intent":
                 self._keep(index, entry)
@@ -167,7 +174,13 @@ class Outbox:
             if kind.t in self._types:
                 wanted.append((index, entry, intent))
         # On a thread: formatting a batch would hold up the loop for milliseconds.
-        return await asyncio.to_thread(lambda: [self._format(*each) for each in wanted])
+        return await asyncio.to_thread(lambda: [self._formatted(*each) for each in wanted])
+
+    def _formatted(self, index: int, entry: bytes, intent: bytes | None) -> Record:
+        try:
+            return self._format(index, entry, intent)
+        except Exception as error:  # an entry that no daemon wrote may fail in any way
+            raise _altered(index, error) from error
 
     def _keep(self, index: int, entry: bytes) -> None:
         self._intents[index] = entry
@@ -180,3 +193,10 @@ class Outbox:
             return known
         found = await self._log.entries(index, index + 1)
         return found[0] if found else None
+
+
+def _altered(index: int, error: Exception) -> LogUnavailable:
+    return LogUnavailable(
+        f"entry {index} of the log, or the intent that it closes, is not as a daemon writes it "
+        f"({type(error).__name__}: {error}): the database was altered"
+    )
