@@ -279,7 +279,10 @@ class PostgresStore:
         return rows[0][0] if rows else None
 
     def open_intents(self) -> list[OpenIntent]:
-        with self._readers.lend() as connection, connection.transaction():
+        return self._readers.read(self._left_open)
+
+    def _left_open(self, connection: psycopg.Connection[Any]) -> list[OpenIntent]:
+        with connection.transaction():
             rows = connection.execute(
                 "SELECT idx, boot FROM greatseal.open_intents WHERE boot <> %s ORDER BY idx", (self._boot,)
             ).fetchall()

@@ -1,20 +1,22 @@
 """The connections that a front reads with: a few, read-only, lent one at a time.
 
-with readers.lend() as connection: ...
 rows = readers.rows("SELECT ...", values)
+found = readers.read(lambda connection: ...)        # several statements
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
 from greatseald.adapters.store.postgres_connection import Place
 from greatseald.ports.store import StoreError, StoreUnusable
+
+_T = TypeVar("_T")
 
 
 class Readers:
@@ -29,9 +31,14 @@ class Readers:
         self._permits = threading.BoundedSemaphore(count)
 
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        """Run one query and return its rows.
+        """Run one query and return its rows; raises as `read`."""
+        # Binary: entries come as they are, and not as hexadecimal digits.
+        return self.read(lambda connection: connection.execute(query.encode(), values, binary=True).fetchall())
 
-        A connection that was cut while it lay idle is replaced once: asking again changes nothing.
+    def read(self, ask: Callable[[psycopg.Connection[Any]], _T]) -> _T:
+        """Ask on a connection in autocommit mode; `ask` only reads.
+
+        A connection that was cut while it lay idle is replaced: asking again changes nothing.
 
         Raises:
             StoreError: it cannot be answered, or the readers are closed.
@@ -41,20 +48,15 @@ class Readers:
         while True:
             tries -= 1
             try:
-                with self.lend() as connection:
-                    # Binary: entries come as they are, and not as hexadecimal digits.
-                    return connection.execute(query.encode(), values, binary=True).fetchall()
+                with self._lend() as connection:
+                    return ask(connection)
             except StoreError as error:
                 if tries <= 0 or not isinstance(error.__cause__, psycopg.OperationalError):
                     raise
 
     @contextmanager
-    def lend(self) -> Iterator[psycopg.Connection[Any]]:
-        """Lend a connection in autocommit mode.
-
-        Raises:
-            StoreError: there is none to be had, or what was asked on it failed.
-        """
+    def _lend(self) -> Iterator[psycopg.Connection[Any]]:
+        """Lend a connection; what fails on it, or to get it, is a StoreError."""
         with self._permits:
             if self._closed:
                 raise StoreError(f"the store ({self._place.name}) is closed")
