@@ -2,6 +2,7 @@
 // transparency logs (golang.org/x/mod/sumdb), which shares no code with Greatseal.
 //
 //	logcheck checkpoint  VKEY NOTE                       prints origin, size and root
+//	logcheck cosigned    VKEY NOTE WITNESS-VKEY          prints the witness's name and the time of its cosignature
 //	logcheck receipt     VKEY RECEIPT [PUBLIC-KEY-PEM]   both proofs, the link, and with a key the signature
 //	logcheck consistency VKEY OLD-NOTE NEW-NOTE PROOF    PROOF has one base64 hash a line
 //	logcheck tiles       VKEY NOTE DIR                   the tiles of DIR lead to the checkpoint, every entry bundle to the tiles
@@ -14,8 +15,10 @@ package main
 
 import (
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -37,6 +40,7 @@ func main() {
 		min, max int
 	}{
 		"checkpoint":  {checkpointCommand, 2, 2},
+		"cosigned":    {cosignedCommand, 3, 3},
 		"receipt":     {receiptCommand, 2, 3},
 		"consistency": {consistencyCommand, 4, 4},
 		"tiles":       {tilesCommand, 3, 3},
@@ -55,7 +59,7 @@ func main() {
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: logcheck checkpoint|receipt|consistency|tiles VKEY FILE...")
+	fmt.Fprintln(os.Stderr, "usage: logcheck checkpoint|cosigned|receipt|consistency|tiles VKEY FILE...")
 	os.Exit(2)
 }
 
@@ -103,6 +107,66 @@ func checkpointCommand(files []string) error {
 		return err
 	}
 	fmt.Println(opened.origin, opened.size, opened.root)
+	return nil
+}
+
+// witness verifies C2SP cosignatures (type 0x04), which the note package leaves to its callers.
+type witness struct {
+	name string
+	key  ed25519.PublicKey
+}
+
+func (w witness) Name() string { return w.name }
+
+func (w witness) KeyHash() uint32 {
+	sum := sha256.Sum256(append([]byte(w.name+"\n\x04"), w.key...))
+	return binary.BigEndian.Uint32(sum[:4])
+}
+
+func (w witness) Verify(text, signature []byte) bool {
+	if len(signature) != 72 {
+		return false
+	}
+	message := fmt.Sprintf("cosignature/v1\ntime %d\n%s", binary.BigEndian.Uint64(signature[:8]), text)
+	return ed25519.Verify(w.key, []byte(message), signature[8:])
+}
+
+// cosignedCommand opens a note with the log's key and a witness's at once: both have to have signed it.
+func cosignedCommand(files []string) error {
+	signed, err := os.ReadFile(files[1])
+	if err != nil {
+		return err
+	}
+	if _, err := openCheckpoint(files[0], signed); err != nil {
+		return err
+	}
+	vkey, err := os.ReadFile(files[2])
+	if err != nil {
+		return err
+	}
+	parts := strings.SplitN(strings.TrimSpace(string(vkey)), "+", 3)
+	if len(parts) != 3 {
+		return errors.New("not a verifier key")
+	}
+	key, err := base64.StdEncoding.DecodeString(parts[2])
+	if err != nil || len(key) != 33 || key[0] != 4 {
+		return errors.New("not a witness's verifier key")
+	}
+	w := witness{parts[0], key[1:]}
+	if fmt.Sprintf("%08x", w.KeyHash()) != parts[1] {
+		return errors.New("another key id than the key's")
+	}
+	opened, err := note.Open(signed, note.VerifierList(w))
+	if err != nil {
+		return err
+	}
+	for _, each := range opened.Sigs {
+		data, err := base64.StdEncoding.DecodeString(each.Base64)
+		if err != nil {
+			return err
+		}
+		fmt.Println(each.Name, binary.BigEndian.Uint64(data[4:12]))
+	}
 	return nil
 }
 

@@ -21,10 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from greatseal.algorithms import Algorithm
 from greatseal.checkpoint import Checkpoint, open_checkpoint, read_unverified
+from greatseal.cosignature import WitnessSigner
 from greatseal.errors import VerificationFailed
 from greatseal.note import NoteSigner
 from greatseal.receipt import Receipt
 from greatseal.tlog import verify_consistency
+from greatseal.tlogwitness import AddCheckpoint
+from greatseal.witness import Witness
 from greatseald.domain.tree import TILE_WIDTH, leaf_hash
 from sample_log import ORIGIN, PrivateKey, SampleLog, as_json, new_key, oms_document
 
@@ -107,6 +110,27 @@ def test_go_opens_a_checkpoint_that_a_witness_signed_too(check: Check, log: Samp
     note = log.note() + witness
     assert open_checkpoint(note, log.vkey).size == len(log.entries)
     assert check("checkpoint", log.vkey.line(), note).returncode == 0
+
+
+def test_go_opens_checkpoints_that_our_witness_cosigned(check: Check, log: SampleLog, tmp_path: Path):
+    signer = WitnessSigner("witness.example/w1", Ed25519PrivateKey.generate())
+    (tmp_path / "state").mkdir()
+    witness = Witness(signer, [log.vkey], tmp_path / "state", clock=lambda: 1_700_000_000)
+    vkey = signer.verifier.line()
+    old = 0
+    for size in (300, 600):
+        proof = tuple(log.tree.prover(size).consistency(old, size)) if old else ()
+        reply = witness.add_checkpoint(AddCheckpoint(old, proof, log.note(size)).body())
+        note = log.note(size) + reply.body.decode()
+        answer = check("cosigned", log.vkey.line(), note, vkey)
+        assert (answer.returncode, answer.stdout) == (0, "witness.example/w1 1700000000\n"), answer
+        old = size
+    other = log.note(599) + reply.body.decode()
+    assert (
+        check("checkpoint", log.vkey.line(), other).returncode == 0
+    )  # of a witness's line the log's key knows nothing
+    assert check("cosigned", log.vkey.line(), other, vkey).returncode == 1
+    witness.close()
 
 
 def test_go_and_we_refuse_the_same_checkpoints(check: Check, log: SampleLog):

@@ -4,8 +4,8 @@ A note is text that ends in a newline, an empty line, and signature lines:
 
     — example.com/log Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeO…
 
-Only Ed25519 (signature type 0x01) is signed and verified here. Signature lines of unknown keys are
-ignored, so that witnesses may add theirs; a line that names the trusted key and does not verify
+Only Ed25519 (signature type 0x01) is signed and verified here; witnesses' lines (0x04) are in
+`greatseal.cosignature`. Signature lines of unknown keys are ignored, so that witnesses may add theirs; a line that names the trusted key and does not verify
 makes the whole note invalid. The bounds are those of golang.org/x/mod/sumdb/note: a million bytes,
 100 signatures.
 
@@ -22,7 +22,7 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -34,7 +34,6 @@ MAX_NOTE_BYTES: Final = 1_000_000
 MAX_SIGNATURES: Final = 100
 MAX_VERIFIER_KEY_CHARS: Final = 1024
 
-_ED25519: Final = 0x01
 _KEY_ID_BYTES: Final = 4
 _SIGNATURE_PREFIX: Final = "— "
 _CONTROL: Final = re.compile("[\\x00-\\x09\\x0b-\\x1f]")
@@ -64,6 +63,8 @@ class VerifierKey:
     'PeterNeumann'
     """
 
+    SIGNATURE_TYPE: ClassVar[int] = 0x01
+
     name: str
     public_key: bytes
     _loaded: Ed25519PublicKey = field(init=False, repr=False, compare=False)
@@ -77,7 +78,7 @@ class VerifierKey:
             raise NoteInvalid(message) from error
 
     @classmethod
-    def parse(cls, line: str) -> VerifierKey:
+    def parse(cls, line: str) -> Self:
         """Read a verifier key line; space around it is ignored.
 
         Raises:
@@ -92,9 +93,9 @@ class VerifierKey:
             raise NoteInvalid(message)
         name, key_id, encoded = parts
         data = _decode(encoded, "the key of the verifier key line")
-        if not data or data[0] != _ED25519:
+        if not data or data[0] != cls.SIGNATURE_TYPE:
             kind = f"0x{data[0]:02x}" if data else "none"
-            message = f"the verifier key line has signature type {kind}, and only Ed25519 (0x01) is verified here"
+            message = f"the verifier key line has signature type {kind}, and 0x{cls.SIGNATURE_TYPE:02x} is wanted here"
             raise NoteInvalid(message)
         key = cls(name, data[1:])
         if key.key_id.hex() != key_id:
@@ -104,13 +105,13 @@ class VerifierKey:
 
     @property
     def key_id(self) -> bytes:
-        """The 4 bytes that stand before signatures of this key: SHA-256(name ‖ LF ‖ 0x01 ‖ key)[:4]."""
-        data = self.name.encode() + b"\n" + bytes([_ED25519]) + self.public_key
+        """The 4 bytes that stand before signatures of this key: SHA-256(name ‖ LF ‖ type ‖ key)[:4]."""
+        data = self.name.encode() + b"\n" + bytes([self.SIGNATURE_TYPE]) + self.public_key
         return hashlib.sha256(data).digest()[:_KEY_ID_BYTES]
 
     def line(self) -> str:
         """The verifier key line, without newline."""
-        return f"{self.name}+{self.key_id.hex()}+{_encode(bytes([_ED25519]) + self.public_key)}"
+        return f"{self.name}+{self.key_id.hex()}+{_encode(bytes([self.SIGNATURE_TYPE]) + self.public_key)}"
 
     def verify(self, text: str, signature: bytes) -> None:
         """Verify an Ed25519 signature (64 bytes) over the note's text.
@@ -171,6 +172,11 @@ class NoteSigner:
         return f"{text}{self._line_start}{_encode(self._key_id + signature)}\n"
 
 
+def signature_line(signature: NoteSignature) -> str:
+    """Return one signature line, newline included."""
+    return f"{_SIGNATURE_PREFIX}{signature.name} {_encode(signature.key_id + signature.signature)}\n"
+
+
 def parse_note(message: str | bytes) -> Note:
     """Take a signed note apart, verifying nothing.
 
@@ -192,7 +198,7 @@ def parse_note(message: str | bytes) -> Note:
     if len(lines) > MAX_SIGNATURES:
         problem = f"the note has {len(lines)} signature lines, and {MAX_SIGNATURES} is the limit"
         raise NoteInvalid(problem)
-    return Note(text, tuple(map(_signature_line, lines)))
+    return Note(text, tuple(map(parse_signature_line, lines)))
 
 
 def open_note(message: str | bytes, key: VerifierKey) -> str:
@@ -228,7 +234,12 @@ def check_key_name(name: str) -> None:
         raise NoteInvalid(problem)
 
 
-def _signature_line(line: str) -> NoteSignature:
+def parse_signature_line(line: str) -> NoteSignature:
+    """Take one signature line apart, without its newline.
+
+    Raises:
+        NoteInvalid: it is malformed.
+    """
     name, space, encoded = line.removeprefix(_SIGNATURE_PREFIX).partition(" ")
     if not line.startswith(_SIGNATURE_PREFIX) or not space:
         problem = "a signature line of the note does not read '— <name> <base64>'"

@@ -8,8 +8,8 @@ the outcome committed before the signature was released, and the proof of each u
     print(verified.caller, verified.key, verified.signed_at)
 
 Trust rests on the log's verifier key alone. What `verify` checks, in this order, and the `check` that
-its error names: the checkpoint's signature and origin (`checkpoint`), the inclusion of both entries'
-leaf hashes at their indexes (`intent-inclusion`, `outcome-inclusion`), the entries' form and kinds
+its error names: the checkpoint's signature and origin (`checkpoint`), with witnesses that enough of them
+cosigned it (`witnesses`), the inclusion of both entries' leaf hashes at their indexes (`intent-inclusion`, `outcome-inclusion`), the entries' form and kinds
 (`entries`), the log named in both (`log`), that the outcome closes this intent by index and leaf hash
 (`link`), that it says signed (`result`), the key in both (`key`), the algorithm (`algorithm`), the
 digest in both and the caller's (`digest`), the payload or model (`payload`), and the signature over
@@ -26,11 +26,13 @@ import binascii
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from greatseal.algorithms import Algorithm
 from greatseal.checkpoint import MAX_TREE_SIZE, Checkpoint, open_checkpoint
+from greatseal.cosignature import WitnessKey, require_quorum
 from greatseal.dsse import pae
 from greatseal.errors import VerificationFailed
 from greatseal.note import MAX_NOTE_BYTES, VerifierKey
@@ -145,6 +147,8 @@ class Receipt:
         digest: bytes | None = None,
         payload: bytes | None = None,
         model_digest: str | None = None,
+        witnesses: Sequence[WitnessKey] = (),
+        quorum: int | None = None,
     ) -> VerifiedReceipt:
         """Verify everything that the receipt claims, against what the caller holds.
 
@@ -154,6 +158,8 @@ class Receipt:
             digest: the digest that must have been signed (of a statement: of its DSSE encoding).
             payload: the statement, exact bytes, that must have been signed.
             model_digest: the OMS root of the model, hexadecimal, that must have been signed.
+            witnesses: who may have cosigned the checkpoint.
+            quorum: how many of them must have; all where None.
 
         Raises:
             ReceiptInvalid: a check failed; `check` says which.
@@ -162,6 +168,11 @@ class Receipt:
             checkpoint = open_checkpoint(self.checkpoint, log_key)
         except VerificationFailed as error:
             raise ReceiptInvalid(ReceiptCheck.CHECKPOINT, f"the receipt's checkpoint: {error.message}") from error
+        if witnesses:
+            try:
+                require_quorum(self.checkpoint, witnesses, len(witnesses) if quorum is None else quorum)
+            except VerificationFailed as error:
+                raise ReceiptInvalid(ReceiptCheck.WITNESSES, error.message) from error
         return self.verify_under(
             checkpoint, public_key=public_key, digest=digest, payload=payload, model_digest=model_digest
         )

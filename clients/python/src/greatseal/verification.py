@@ -6,6 +6,7 @@
     ├── ProofInvalid        an inclusion or consistency proof is malformed or leads to another root
     ├── NoteInvalid         a signed note, or a verifier key line, is malformed
     │   └── NoteUnverified  the note is well formed and not signed by the key that is trusted
+    ├── QuorumMissing       too few witnesses cosigned a checkpoint
     ├── CheckpointInvalid   the note's text is no checkpoint, or one of another log
     ├── EnvelopeInvalid     a DSSE envelope is malformed
     ├── StatementInvalid    an in-toto statement is malformed or contradicts itself; `path` says where
@@ -43,6 +44,10 @@ class NoteUnverified(NoteInvalid):
     """No signature on the note is by the trusted key, or the one that claims to be is wrong."""
 
 
+class QuorumMissing(VerificationFailed):
+    """Too few of the witnesses that are trusted cosigned a checkpoint."""
+
+
 class CheckpointInvalid(VerificationFailed):
     """The note's text is no checkpoint, or a checkpoint of another origin."""
 
@@ -67,6 +72,7 @@ class ReceiptCheck(str, Enum):
 
     FORMAT = "format"
     CHECKPOINT = "checkpoint"
+    WITNESSES = "witnesses"
     INTENT_INCLUSION = "intent-inclusion"
     OUTCOME_INCLUSION = "outcome-inclusion"
     ENTRIES = "entries"

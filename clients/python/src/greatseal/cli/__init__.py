@@ -105,6 +105,10 @@ _GROUPS: Final[dict[str, tuple[str, _Places]]] = {
         "Receipts: the evidence that a signature stands in the log.",
         (("verify", "receipts", "verify"),),
     ),
+    "witness": (
+        "Be a witness of somebody's log.",
+        (("init", "witness", "init"), ("serve", "witness", "serve")),
+    ),
 }
 
 

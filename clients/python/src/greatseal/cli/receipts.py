@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from greatseal.cli.session import JsonOption, say, session_of
+from greatseal.cli.witnesses import QuorumOption, WitnessOption, described_witnesses, witness_keys
 from greatseal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def verify(
     statement: Annotated[
         Path | None, typer.Option("--statement", help="The statement that must have been signed.", show_default=False)
     ] = None,
+    witness: WitnessOption = None,
+    quorum: QuorumOption = None,
     json: JsonOption = False,
 ) -> None:
     """Verify a receipt offline: both entries stand in the log, and they are of what you hold."""
@@ -49,6 +52,7 @@ def verify(
         message = "give one of --digest, --model and --statement"
         raise UsageError(message)
     from greatseal.cli.sign import hexadecimal
+    from greatseal.cosignature import cosigned_by
     from greatseal.profile import log_key_of, read_log_key
     from greatseal.receipt import MAX_RECEIPT_BYTES, Receipt
     from greatseal.signatures import load_public_key
@@ -58,6 +62,7 @@ def verify(
         message = "--log-key is missing: the log's verifier key, one line, from whoever runs the log (log.vkey)"
         raise UsageError(message)
     key = log_key_of(line)
+    witnesses = witness_keys(witness, quorum)
     expected = hexadecimal(digest, "--digest", (32, 48, 64)) if digest else None
     public = load_public_key(_read(public_key, _MAX_FILE_BYTES)) if public_key is not None else None
     payload = _read(statement, _MAX_FILE_BYTES) if statement is not None else None
@@ -66,10 +71,13 @@ def verify(
         from greatseal.oms.verify import signed_payload
 
         payload = signed_payload(model, signature or model / SIGNATURE_NAME)
-    proven = receipt.verify(key, public_key=public, digest=expected, payload=payload)
+    proven = receipt.verify(
+        key, public_key=public, digest=expected, payload=payload, witnesses=witnesses, quorum=quorum
+    )
     checked = "signature, log and content" if expected or payload else "signature and log"
+    cosigned = cosigned_by(receipt.checkpoint, witnesses)
     if session.as_json:
-        session.emit({"verified": True} | _described(proven))
+        session.emit({"verified": True} | _described(proven) | ({"witnesses": cosigned} if witnesses else {}))
         return
     session.fields(
         [
@@ -81,6 +89,7 @@ def verify(
             ("request", proven.request_id),
             ("signed at", proven.signed_at),
             ("subject", f"{proven.subject or '-'}{' (the caller says; signed blind)' if proven.blind else ''}"),
+            *described_witnesses(cosigned),
         ]
     )
     if not proven.signature_verified:
