@@ -442,3 +442,47 @@ def test_a_value_that_the_toml_reader_chokes_on_is_a_problem_like_any_other(site
 def test_an_override_of_too_many_digits_is_no_number(site):
     (problem,) = problems(site, CONFIG, {"GREATSEALD_SERVER_MAX_MESSAGE_BYTES": "9" * 5000})
     assert problem == "environment: GREATSEALD_SERVER_MAX_MESSAGE_BYTES: must be a number"
+
+
+# ---------------------------------------------------------------------------------------- anchors
+
+VKEYS = (
+    "witness.example/w1+05a4155f+BAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB",
+    "witness.example/w2+b3bbd98b+BAICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIC",
+)
+
+
+def witnesses(*vkeys: str, url: str = "https://witness.example/") -> str:
+    return "".join(f'\n[[log.witnesses]]\nvkey = "{vkey}"\nurl = "{url}"\n' for vkey in vkeys)
+
+
+def test_witnesses_are_read_and_keys_may_wait_for_them(site):
+    text = CONFIG.replace('uri = "pkcs11:object=release"', 'uri = "pkcs11:object=release"\nrelease = "witnessed(2)"')
+    settings = read(site, text + witnesses(*VKEYS))
+    assert [table.key.name for table in settings.log.witnesses] == ["witness.example/w1", "witness.example/w2"]
+    assert settings.key_settings()[0].witnesses == 2
+    (told,) = problems(site, text + witnesses(VKEYS[0]))
+    assert "keys[0].release: is witnessed(2), and there are 1 [[log.witnesses]]" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (witnesses(VKEYS[0], VKEYS[0]), "a second time"),
+        (witnesses(VKEYS[0].replace("BAEB", "AQEB")), "no witness's verifier key"),
+        (witnesses("nonsense"), "no witness's verifier key"),
+        (witnesses(VKEYS[0], url="http://witness.example/"), "must be https:// for another machine"),
+        (witnesses(VKEYS[0], url="https://me:secret@witness.example/"), "must hold no user, password"),
+        (witnesses(VKEYS[0]) + "timeot = 3\n", "log.witnesses[0].timeot: is not a known key (did you mean 'timeout'?)"),
+        (witnesses(VKEYS[0]) + 'ca = "none.pem"\n', "log.witnesses[0].ca: names"),
+    ],
+)
+def test_what_is_wrong_with_witnesses_is_named(text, told, site):
+    assert any(told in problem for problem in problems(site, CONFIG + text)), problems(site, CONFIG + text)
+
+
+@pytest.mark.parametrize("value", ["witnessed(0)", "witnessed(100)", "witnessed()", "witnessed( 1)", "always", ""])
+def test_a_release_that_is_none_is_named(value, site):
+    text = CONFIG.replace('uri = "pkcs11:object=release"', f'uri = "pkcs11:object=release"\nrelease = "{value}"')
+    (told,) = problems(site, text)
+    assert "must be 'durable', or 'witnessed(K)'" in told

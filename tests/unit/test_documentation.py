@@ -19,6 +19,7 @@ TABLES = {
     "[server]": settings.ServerSettings,
     "[store]": settings.StoreSettings,
     "[log]": settings.LogSettings,
+    "[[log.witnesses]]": settings.WitnessTable,
     "[[tokens]]": settings.TokenTable,
     '[[tokens]] type = "yubikey-piv"': settings.YubiKeyTable,
     "[[keys]]": settings.KeyTable,

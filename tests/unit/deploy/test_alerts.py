@@ -28,6 +28,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.token_state("t", "locked")
     metrics.reloaded("refused")
     metrics.watch_outbox("siem", lambda: 0.0)
+    metrics.watch_outside("witness", "w")
     for name, labels in (("certificate_expiry_timestamp_seconds", 2), ("key_ready", 1), ("key_halted", 1)):
         metrics.state.watch(f"greatseald_{name}", lambda labels=labels: [(("x",) * labels, 1.0)])
     metrics.state.watch("greatseald_token_breaker_open", lambda: [(("t",), 1.0)])

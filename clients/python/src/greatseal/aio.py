@@ -223,9 +223,13 @@ class AsyncAudit:
         self._calls = calls
         self._connection = connection
 
-    async def checkpoint(self, *, timeout: float | None = None) -> messages.SignedCheckpoint:
-        """Return the newest checkpoint, its signature checked where the profile has a `log_key`."""
-        return await self._connection.run(self._calls.checkpoint(timeout))
+    async def checkpoint(self, *, cosignatures: int = 0, timeout: float | None = None) -> messages.SignedCheckpoint:
+        """Return the newest checkpoint, its signature checked where the profile has a `log_key`.
+
+        With `cosignatures` it is the newest that so many of the daemon's witnesses have cosigned, waited for within the
+        time-out; `greatseal.cosignature.require_quorum` verifies them.
+        """
+        return await self._connection.run(self._calls.checkpoint(timeout, cosignatures))
 
     async def entry(self, index: int, *, timeout: float | None = None) -> messages.Entry:
         """Return one entry."""

@@ -206,11 +206,15 @@ class Calls:
 
     # --- the log
 
-    def checkpoint(self, timeout: float | None) -> Talk[messages.SignedCheckpoint]:
-        """Read the newest checkpoint, check it as far as the log's key is known, and remember it."""
+    def checkpoint(self, timeout: float | None, cosignatures: int = 0) -> Talk[messages.SignedCheckpoint]:
+        """Read the newest checkpoint, check it as far as the log's key is known, and remember it.
+
+        With `cosignatures` it is the newest that so many witnesses have cosigned; whether by whom one trusts is for
+        the caller to verify.
+        """
         deadline = self._deadline(timeout)
         before = yield from self._remembered()
-        answer = yield from self._ask("GetCheckpoint", wire.get_checkpoint_request(), deadline)
+        answer = yield from self._ask("GetCheckpoint", wire.get_checkpoint_request(cosignatures), deadline)
         checkpoint, seen = self.checks.checkpoint(answer.note)
         if (answer.size, answer.root) != (checkpoint.size, checkpoint.root):
             message = "the daemon's checkpoint says another size or root than the note that it signed"

@@ -220,9 +220,13 @@ class Audit:
         self._calls = calls
         self._connection = connection
 
-    def checkpoint(self, *, timeout: float | None = None) -> messages.SignedCheckpoint:
-        """Return the newest checkpoint, its signature checked where the profile has a `log_key`."""
-        return self._connection.run(self._calls.checkpoint(timeout))
+    def checkpoint(self, *, cosignatures: int = 0, timeout: float | None = None) -> messages.SignedCheckpoint:
+        """Return the newest checkpoint, its signature checked where the profile has a `log_key`.
+
+        With `cosignatures` it is the newest that so many of the daemon's witnesses have cosigned, waited for within the
+        time-out; `greatseal.cosignature.require_quorum` verifies them.
+        """
+        return self._connection.run(self._calls.checkpoint(timeout, cosignatures))
 
     def entry(self, index: int, *, timeout: float | None = None) -> messages.Entry:
         """Return one entry."""

@@ -242,9 +242,9 @@ def get_public_key_request(name: str) -> key_pb2.GetPublicKeyRequest:
     return key_pb2.GetPublicKeyRequest(name=name)
 
 
-def get_checkpoint_request() -> audit_pb2.GetCheckpointRequest:
-    """Return the request for the newest checkpoint."""
-    return audit_pb2.GetCheckpointRequest()
+def get_checkpoint_request(cosignatures: int = 0) -> audit_pb2.GetCheckpointRequest:
+    """Return the request for the newest checkpoint, or the newest that so many witnesses have cosigned."""
+    return audit_pb2.GetCheckpointRequest(cosignatures=cosignatures)
 
 
 def get_entry_request(index: int) -> audit_pb2.GetEntryRequest:

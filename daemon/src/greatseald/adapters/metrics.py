@@ -140,6 +140,31 @@ class PrometheusMetrics:
         self._anchor_failures = Counter(
             "greatseald_anchor_failures", "Times the anchor could not be advanced; signing went on.", registry=registry
         )
+        outside = ["kind", "anchor"]
+        self._outside_entries = Gauge(
+            "greatseald_outside_anchor_entries",
+            "Size of the log that a witness, timestamp authority or peer has seen last.",
+            outside,
+            registry=registry,
+        )
+        self._outside_failures = Counter(
+            "greatseald_outside_anchor_failures",
+            "Times a witness, timestamp authority or peer gave no answer that could be used.",
+            outside,
+            registry=registry,
+        )
+        self._outside_failing = Gauge(
+            "greatseald_outside_anchor_failing",
+            "1 while the last exchange with a witness, timestamp authority or peer has failed: alarm on it.",
+            outside,
+            registry=registry,
+        )
+        self._outside_disagrees = Gauge(
+            "greatseald_outside_anchor_disagrees",
+            "1 once a witness or peer has seen another history; nothing is signed until it is sorted out.",
+            outside,
+            registry=registry,
+        )
         self._outbox_delivered = Counter(
             "greatseald_outbox_delivered_entries",
             "Entries that a sink of the outbox has taken; those delivered twice count twice.",
@@ -243,6 +268,23 @@ class PrometheusMetrics:
 
     def anchor_failed(self) -> None:
         self._anchor_failures.inc()
+
+    def watch_outside(self, kind: str, anchor: str) -> None:
+        """Have the series of an anchor outside from the start."""
+        self._outside_failures.labels(kind, anchor).inc(0)
+        self._outside_failing.labels(kind, anchor).set(0)
+        self._outside_disagrees.labels(kind, anchor).set(0)
+
+    def outside_seen(self, kind: str, anchor: str, size: int) -> None:
+        self._outside_entries.labels(kind, anchor).set(size)
+        self._outside_failing.labels(kind, anchor).set(0)
+
+    def outside_failed(self, kind: str, anchor: str) -> None:
+        self._outside_failures.labels(kind, anchor).inc()
+        self._outside_failing.labels(kind, anchor).set(1)
+
+    def outside_disagrees(self, kind: str, anchor: str) -> None:
+        self._outside_disagrees.labels(kind, anchor).set(1)
 
     def watch_outbox(self, outbox: str, behind: Callable[[], float]) -> None:
         """Ask `behind` at each scrape; the other series of the outbox are there from the start."""

@@ -18,6 +18,7 @@ import structlog
 
 from greatseald.app.gathering import Gathering
 from greatseald.app.recovery import CLOSE_AT_ONCE, unknown_outcomes
+from greatseald.app.standing import Standing
 from greatseald.app.writer import ABSENT, SignedHead, Work
 from greatseald.domain import entries as entry_format
 from greatseald.domain.errors import ArgumentInvalid, DiskReserveReached, EntryNotFound, LogUnavailable
@@ -72,8 +73,9 @@ class AuditLog:
         instance: str,
         clock: Callable[[], float],
         shared: bool = False,
+        standing: Standing | None = None,
     ) -> None:
-        """Stand before a writer. `shared` says that other fronts write to the same store."""
+        """Stand before a writer. `shared` says that other fronts write to the same store; `standing`, who disagrees."""
         self._writer = writer
         self._gathering = Gathering(writer)
         self._store = store
@@ -83,6 +85,7 @@ class AuditLog:
         self.instance = instance
         self.clock = clock
         self._shared = shared
+        self.standing = standing or Standing()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -115,11 +118,13 @@ class AuditLog:
 
         Raises:
             LogUnavailable: it is broken.
+            AnchorDisagrees: somebody outside has seen another history.
             DiskReserveReached: the reserve is reached.
         """
         if self._writer.broken:
             message = "the audit log cannot be written, so nothing is signed"
             raise LogUnavailable(message)
+        self.standing.require_agreement()
         shortage = self._reserve.shortage()
         if shortage is not None:
             message = f"nothing new is signed while the audit log's volume is nearly full: {shortage}"
@@ -257,6 +262,30 @@ class AuditLog:
             message = f"old_size must be from 1 to {new}, not {old}"
             raise ArgumentInvalid(message, field="old_size")
         return new, await _read(lambda: self._tree.prover(new).consistency(old, new))
+
+    def consistency_now(self, old: int, new: int) -> list[bytes]:
+        """Return the proof that the tree of `old` is the beginning of that of `new`. Blocks: not for the event loop.
+
+        Raises:
+            LogUnavailable: the log cannot be read.
+        """
+        try:
+            return self._tree.prover(new).consistency(old, new)
+        except (StoreError, TreeDisagrees) as error:
+            raise _unreadable(error) from error
+
+    async def root_at(self, size: int) -> bytes:
+        """Return the root (32 bytes) of the log's first `size` entries, which it has."""
+        return await _read(lambda: self._tree.prover(size).root())
+
+    async def prove_under(self, pairs: Sequence[tuple[int, int]], size: int) -> list[tuple[bytes, bytes]]:
+        """Prove pairs of entries (intent, outcome) in the tree of an earlier size, which has them all."""
+
+        def prove() -> list[tuple[bytes, bytes]]:
+            inclusion = self._tree.prover(size).inclusion
+            return [(inclusion(intent), inclusion(outcome)) for intent, outcome in pairs]
+
+        return await _read(prove)
 
     async def _tree_size(self, asked: int) -> int:
         size = await self.size_for(asked)

@@ -292,14 +292,17 @@ class KeyRing:
     def update(self, settings: Iterable[KeySettings]) -> list[str]:
         """Take what a reload may change of a key: its certificate chain and predicate types. Returns `keys/{key}` of those.
 
-        A key that is new, gone, or of another token, object or algorithm waits for a restart.
+        A key that is new, gone, or of another token, object, algorithm or number of witnesses waits for a restart.
         """
         changed = []
         for new in settings:
             key = self.keys.get(new.name)
             if key is None or new == key.settings:
                 continue
-            if (new.token, new.uri, new.algorithms) != (key.settings.token, key.settings.uri, key.settings.algorithms):
+            old = key.settings
+            if (new.token, new.uri, new.algorithms) != (old.token, old.uri, old.algorithms):
+                continue
+            if new.witnesses != old.witnesses:
                 continue
             key.settings = new
             key.check_certificate()

@@ -2,6 +2,7 @@
 
     tree = open_tree(store, seal)                       # the head is ours and its entries are there
     anchored = check_anchor(tree, anchor)        # it is not older than what was released
+    check_sightings(tree, sightings, log_key)    # nor than what a witness or a peer is known to have seen
     close_dead_intents(...)                             # every intent gets exactly one outcome
 
 Whatever does not fit raises `LogRefused`, whose message names what disagrees with what and what an
@@ -14,16 +15,22 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from greatseal.checkpoint import open_checkpoint
+from greatseal.errors import VerificationFailed
 from greatseal.tlog import split_hashes, verify_inclusion
 from greatseal.verification import ProofInvalid
 from greatseald.domain import entries as entry_format
 from greatseald.domain.heads import HeadForged, HeadSeal
 from greatseald.domain.tree import Prover, Tree, TreeDisagrees, leaf_hash
 from greatseald.ports.anchor import Anchor, Anchored, AnchorError
+from greatseald.ports.sightings import SightingsUnusable
 from greatseald.ports.store import Append, Closing, FencesLost, Head, HeadMoved, OpenIntent, Store, Tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from greatseal.note import VerifierKey
+    from greatseald.ports.sightings import Sightings
 
 CLOSE_AT_ONCE: Final = 1000
 _READ_AT_ONCE: Final = 1000
@@ -89,6 +96,39 @@ def check_anchor(tree: Tree, anchor: Anchor) -> int:
         )
         raise LogRefused(message)
     return anchored.size
+
+
+def check_sightings(tree: Tree, sightings: Sightings, log_key: VerifierKey) -> None:
+    """Check that the log equals or extends every head that a witness or a peer is known to have seen.
+
+    Raises:
+        LogRefused: it is older than one, or another log.
+    """
+    try:
+        seen = sightings.read().heads
+    except SightingsUnusable as error:
+        raise LogRefused(str(error)) from error
+    for anchor, note in seen.items():
+        try:
+            checkpoint = open_checkpoint(note, log_key)
+        except VerificationFailed as error:
+            message = (
+                f"{sightings.name} holds a checkpoint of {anchor} that is not one of this log: {error.message}. If the log "
+                "has a new origin or key, `greatseald log new-origin` sets the file aside; else find out who changed it"
+            )
+            raise LogRefused(message) from error
+        if checkpoint.size > tree.size:
+            message = (
+                f"the log has {tree.size} entries, and {anchor} has seen {checkpoint.size} ({sightings.name}): the database "
+                "is an older copy, and signing on it would fork the log. Restore the newest copy"
+            )
+            raise LogRefused(message)
+        if checkpoint.size and tree.prover(checkpoint.size).root() != checkpoint.root:
+            message = (
+                f"the log's first {checkpoint.size} entries are not those that {anchor} has seen ({sightings.name}): this is "
+                "another log, or its history was rewritten. Restore the database that belongs to it"
+            )
+            raise LogRefused(message)
 
 
 def advance_anchor(anchor: Anchor, tree: Tree) -> None:

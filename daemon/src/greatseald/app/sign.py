@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from greatseald.domain.errors import (
     SigningFailed,
     TokenLocked,
     TokenUnavailable,
+    WitnessesMissing,
 )
 from greatseald.ports.tokens import ALGORITHM_REFUSED, NotSigned, Operation, Signed
 
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from greatseald.app.admission import Admission
     from greatseald.app.audit import AuditLog
     from greatseald.app.keys import SigningKey
+    from greatseald.app.witnessing import Witnessing
     from greatseald.app.writer import SignedHead
     from greatseald.domain.identity import Caller
     from greatseald.ports.metrics import Metrics
@@ -72,6 +75,9 @@ _VERIFY_HERE_BYTES: Final = 64 * 1024
 """Unless what was signed is longer: of Ed25519 it is a whole message, and hashed by whoever verifies."""
 
 _MAX_ATTEMPT_ROUNDS: Final = 4
+
+_WITNESS_MARGIN: Final = 0.2
+"""Seconds kept of a caller's deadline, so that what witnesses did not do is told with its own reason."""
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +122,7 @@ class Signing:
         verifiers: Executor,
         metrics: Metrics,
         max_waiting_items: int,
+        witnessing: Witnessing | None = None,
     ) -> None:
         self._admission = admission
         self._access = access
@@ -124,13 +131,14 @@ class Signing:
         self._verifiers = verifiers
         self._metrics = metrics
         self._max_waiting = max_waiting_items
+        self._witnessing = witnessing
         self._waiting = 0
         self._draining = False
         self._tasks: set[asyncio.Task[Batch]] = set()
         self._running: dict[tuple[bytes, bytes], tuple[Job, Call]] = {}
 
-    async def sign(self, caller: Caller, peer: str, items: Sequence[SignRequest]) -> Batch:
-        """Sign each item, or say why not.
+    async def sign(self, caller: Caller, peer: str, items: Sequence[SignRequest], until: float = math.inf) -> Batch:
+        """Sign each item, or say why not. `until` (of time.monotonic) is how long the caller waits.
 
         Cancelling this call does not cancel what its intents began; the same request ids fetch it.
 
@@ -144,7 +152,7 @@ class Signing:
             message = f"{self._waiting} requests are waiting already, and {self._max_waiting} is the limit"
             raise Overloaded(message)
         self._waiting += len(items)
-        task = asyncio.create_task(self._sign(caller, peer, items))
+        task = asyncio.create_task(self._sign(caller, peer, items, until))
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(done, len(items)))
         return await asyncio.shield(task)
@@ -166,7 +174,7 @@ class Signing:
         if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), GreatsealError):
             _log.error("signing_fault", exc_info=task.exception())
 
-    async def _sign(self, caller: Caller, peer: str, items: Sequence[SignRequest]) -> Batch:
+    async def _sign(self, caller: Caller, peer: str, items: Sequence[SignRequest], until: float) -> Batch:
         call = Call(caller, peer, time.perf_counter(), asyncio.get_running_loop().create_future())
         admitted, refused = await self._admission.admit(caller, items, self._log.clock())
         try:
@@ -174,7 +182,7 @@ class Signing:
             head = await self._carry_out(call)
         finally:
             self._let_go(call)
-        return await self._answer(call, items, refused, head)
+        return await self._answer(call, items, refused, head, until)
 
     def _claim(self, call: Call, admitted: list[Admitted], refused: dict[int, GreatsealError]) -> None:
         """Take the request ids; one that is under way here already is joined, not begun again."""
@@ -370,7 +378,12 @@ class Signing:
             await asyncio.gather(*verifying)
 
     async def _answer(
-        self, call: Call, items: Sequence[SignRequest], refused: dict[int, GreatsealError], head: SignedHead | None
+        self,
+        call: Call,
+        items: Sequence[SignRequest],
+        refused: dict[int, GreatsealError],
+        head: SignedHead | None,
+        until: float,
     ) -> Batch:
         """Put the results in order, with proofs under one checkpoint, and record what was refused."""
         ended = {job.request.position: job for job in call.jobs}
@@ -387,14 +400,48 @@ class Signing:
         for job in shown:
             if job.replayed and head is not None:
                 _require_record(job, proofs[id(job)], head)
-        errors = {position: job.failure for position, job in ended.items() if not job.released} | refused
+        note = ""
+        withheld: dict[int, GreatsealError] = {}
+        if shown and head is not None:
+            note, withheld = await self._witnessed(shown, head, proofs, until)
+        failed = {position: job.failure for position, job in ended.items() if not job.released}
+        held = {position: withheld[id(job)] for position, job in ended.items() if job.released and id(job) in withheld}
+        errors = failed | held | refused
         if errors:
             await self._record(call, items, errors)
         results = [
             errors[position] if position in errors else _released(ended[position], proofs)
             for position in range(len(items))
         ]
-        return Batch(results, head.note if head is not None and shown else "")
+        return Batch(results, note)
+
+    async def _witnessed(
+        self, shown: Sequence[Job], head: SignedHead, proofs: dict[int, tuple[bytes, bytes]], until: float
+    ) -> tuple[str, dict[int, GreatsealError]]:
+        """Return the note to release under, and which jobs (by id) must wait; `proofs` becomes those under that note."""
+        against = self._log.standing.refusal()
+        if against is not None:
+            return head.note, {id(job): against for job in shown}
+        if self._witnessing is None:
+            return head.note, {}
+        wanted = max(job.request.key.settings.witnesses for job in shown)
+        if not wanted:
+            return self._witnessing.note(head), {}
+        covered = await self._witnessing.cover(head.size, wanted, until - _WITNESS_MARGIN)
+        against = self._log.standing.refusal()
+        if against is not None:
+            return head.note, {id(job): against for job in shown}
+        have = len(covered.lines) if covered is not None else 0
+        withheld: dict[int, GreatsealError] = {
+            id(job): _unwitnessed(job, have) for job in shown if job.request.key.settings.witnesses > have
+        }
+        if covered is None:
+            return head.note, withheld
+        if covered.head.size != head.size:
+            pairs = [(job.intent_index, job.outcome_index) for job in shown]
+            under = await self._log.prove_under(pairs, covered.head.size)
+            proofs.update({id(job): proof for job, proof in zip(shown, under, strict=True)})
+        return covered.note, withheld
 
     async def _record(self, call: Call, items: Sequence[SignRequest], errors: dict[int, GreatsealError]) -> None:
         for error in errors.values():
@@ -480,6 +527,15 @@ def _end_all(jobs: list[Job], result: str, error: GreatsealError) -> None:
     for job in jobs:
         if job.result == "unknown" and job.error is None:
             job.end(result, error)
+
+
+def _unwitnessed(job: Job, have: int) -> WitnessesMissing:
+    key = job.request.key.settings
+    message = (
+        f"{key.resource_name} is released with the cosignatures of {key.witnesses} witnesses, and {have} have cosigned so "
+        "far: the signature stands in the log; ask again with the same request id"
+    )
+    return WitnessesMissing(message, wanted=str(key.witnesses), cosignatures=str(have))
 
 
 def _reused(request: Admitted) -> RequestIdReused:

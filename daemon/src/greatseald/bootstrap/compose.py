@@ -23,6 +23,7 @@ from greatseald.adapters.authn.certificate import CertificateReader
 from greatseald.adapters.disk import DiskReserve
 from greatseald.adapters.halts import FileHalts
 from greatseald.adapters.metrics import PrometheusMetrics
+from greatseald.adapters.sightings import FileSightings
 from greatseald.adapters.sinks.cursor import FileCursor
 from greatseald.adapters.sinks.opening import FORMATS, open_sink
 from greatseald.adapters.store.opening import is_shared, open_store, sqlite_path
@@ -34,8 +35,15 @@ from greatseald.app.admission import Admission
 from greatseald.app.audit import AuditLog
 from greatseald.app.keys import KeyRing
 from greatseald.app.outbox import Outbox
-from greatseald.app.recovery import advance_anchor, check_anchor, close_dead_intents, open_tree
+from greatseald.app.recovery import (
+    advance_anchor,
+    check_anchor,
+    check_sightings,
+    close_dead_intents,
+    open_tree,
+)
 from greatseald.app.sign import Signing
+from greatseald.app.witnessing import Witnessing
 from greatseald.app.writer import LogWriter
 from greatseald.config import FileProblem, Settings, load, read_head_mac_key, read_log_key, read_store_password
 from greatseald.domain.heads import HeadSeal
@@ -63,6 +71,7 @@ class OpenLog:
     store: Store
     anchor: FileAnchor
     reserve: DiskReserve
+    sightings: FileSightings
     recovered: int
     size_before: int
     root_before: bytes
@@ -133,6 +142,7 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
     table = settings.log
     seal = HeadSeal(read_head_mac_key(table.head_mac_key_file))
     signer = NoteSigner(table.origin, read_log_key(table.key_file))
+    sightings = FileSightings(table.sightings)
     shared = is_shared(settings.store.url)
     store = open_store(settings.store.url, boot.bytes, store_options(settings))
     reserve = _reserve(settings)
@@ -143,6 +153,7 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
             tree = open_tree(store, seal)
             size_before, root_before = tree.size, tree.root()
             anchored = check_anchor(tree, anchor)
+            check_sightings(tree, sightings, signer.verifier)
             recovered = close_dead_intents(
                 store, tree, seal, boot=boot.bytes, instance=str(boot), origin=table.origin, clock=time.time
             )
@@ -178,11 +189,17 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
         clock=time.time,
         shared=shared,
     )
-    return OpenLog(log, store, anchor, reserve, recovered, size_before, root_before, shared)
+    return OpenLog(log, store, anchor, reserve, sightings, recovered, size_before, root_before, shared)
 
 
-def build_core(settings: Settings, log: AuditLog, metrics: PrometheusMetrics, tokens: dict[str, Token]) -> Core:
-    """Put the use cases together over the log and the tokens.
+def build_core(
+    settings: Settings,
+    log: AuditLog,
+    metrics: PrometheusMetrics,
+    tokens: dict[str, Token],
+    witnessing: Witnessing | None = None,
+) -> Core:
+    """Put the use cases together over the log and the tokens; `witnessing` where there are witnesses to wait for.
 
     Raises:
         HaltsUnusable: which keys are halted cannot be read.
@@ -197,6 +214,7 @@ def build_core(settings: Settings, log: AuditLog, metrics: PrometheusMetrics, to
         verifiers=verifiers,
         metrics=metrics,
         max_waiting_items=settings.server.max_waiting_items,
+        witnessing=witnessing or None,
     )
     return Core(access, keys, tokens, signing, verifiers)
 
@@ -214,7 +232,13 @@ def build_gate(settings: Settings, access: Access, metrics: PrometheusMetrics) -
 
 
 def build_methods(
-    settings: Settings, core: Core, log: AuditLog, gate: Gate, health: HealthService, metrics: PrometheusMetrics
+    settings: Settings,
+    core: Core,
+    log: AuditLog,
+    witnessing: Witnessing,
+    gate: Gate,
+    health: HealthService,
+    metrics: PrometheusMetrics,
 ) -> Methods:
     """Return every method of the network's port by its path."""
     reflection: Methods = {}
@@ -226,7 +250,7 @@ def build_methods(
         **SigningService(core.signing, core.access, metrics).handlers(gate),
         **KeyService(core.keys, core.access).handlers(gate),
         **TokenService(core.tokens, core.keys, core.access).handlers(gate),
-        **AuditService(log, core.access).handlers(gate),
+        **AuditService(log, core.access, witnessing).handlers(gate),
         **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
         **health.handlers(gate),
         **reflection,

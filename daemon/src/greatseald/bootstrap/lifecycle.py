@@ -28,6 +28,7 @@ from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import LogRefused
 from greatseald.bootstrap import compose
 from greatseald.bootstrap.gauges import watch_state
+from greatseald.bootstrap.outside import Outside, build_outside
 from greatseald.bootstrap.process import die, forbid_core_dumps
 from greatseald.bootstrap.reload import Reloader
 from greatseald.bootstrap.tokens import TokenWatch
@@ -95,8 +96,9 @@ class _Daemon:
         log = opened.log
         watch = TokenWatch(settings, self.metrics, self._token_broke)
         try:
-            core = compose.build_core(settings, log, self.metrics, dict(watch.tokens))
-        except HaltsUnusable as error:
+            outside = build_outside(settings, opened, self.metrics)
+            core = compose.build_core(settings, log, self.metrics, dict(watch.tokens), outside.witnessing)
+        except (HaltsUnusable, FileProblem) as error:
             opened.close()
             raise StartRefused(5, str(error)) from error
         self.health = HealthService()
@@ -105,7 +107,9 @@ class _Daemon:
         self.metrics.watch_serving(lambda: self.health.serving)
         watch_state(self.metrics.state, settings, opened, core, watch.tokens, certificates)
         server = NetworkServer(
-            settings.server, certificates, compose.build_methods(settings, core, log, gate, self.health, self.metrics)
+            settings.server,
+            certificates,
+            compose.build_methods(settings, core, log, outside.witnessing, gate, self.health, self.metrics),
         )
         reloader = Reloader(settings, self.environment, core, certificates, log, self.metrics)
         admin = AdminServer(settings.server.admin_socket, AdminService(_Operations(opened, reloader, core)).handlers())
@@ -120,7 +124,11 @@ class _Daemon:
 
         log.start()
         self._listen_to_signals(reloader)
+        if not opened.shared:
+            await self._ask_outside(outside, opened)
         await self._record_start(opened, address)
+        if opened.shared:  # only now can a checkpoint be signed, which witnesses want to see
+            await self._ask_outside(outside, opened)
         await self._unless_stopped(watch.start(core.keys, log, self._spawn))
         try:
             await admin.start()
@@ -128,6 +136,8 @@ class _Daemon:
             die(f"cannot start: {error}", exit_code=5)
         self._spawn(keep_house(core.access, log, request_retention_days=settings.log.request_retention_days))
         self.outboxes = [self._spawn(outbox.run()) for outbox in outboxes]
+        for work in outside.works():
+            self._spawn(work)
         if not self.stopping.is_set():
             self._check_health(opened)
             self._spawn(self._watch_health(opened))
@@ -144,6 +154,7 @@ class _Daemon:
         await admin.stop()
         if status is not None:
             await status.stop()
+        outside.close()
         self._remove_addresses()
         return 0
 
@@ -182,6 +193,12 @@ class _Daemon:
         for warning in self.settings.warnings:
             _log.warning("configuration", warning=warning)
         _log.info("starting", address=address, instance=opened.log.instance, pid=os.getpid(), **info)
+
+    async def _ask_outside(self, outside: Outside, opened: compose.OpenLog) -> None:
+        """Compare the log with what everybody outside has seen; whoever disagrees ends the start, before anything is signed."""
+        await self._unless_stopped(outside.ask_all())
+        if opened.log.standing.against:
+            die(f"cannot start: {opened.log.standing.why}", exit_code=6)
 
     def _announce(self, address: str) -> None:
         host, port = split_endpoint(address)

@@ -247,6 +247,7 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
     if values.get("log"):
         _attempt(report, ("log", "key_file"), lambda: read_log_key(values["log"].key_file))
         _attempt(report, ("log", "head_mac_key_file"), lambda: read_head_mac_key(values["log"].head_mac_key_file))
+        _check_anchors(values["log"], values["keys"], report)
     if values.get("store"):
         _check_store(values["store"], file, report)
     _check_own_mode(file, report)
@@ -266,6 +267,28 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
     _check_names("outbox", values["outbox"], report)
     _check_outboxes(values["outbox"], report, found)
     return found
+
+
+def _check_anchors(log: Any, keys: Sequence[Any], report: Report) -> None:
+    """Witnesses are told apart, their files can be read, and there are as many as keys want."""
+    names: set[str] = set()
+    for number, row in enumerate(log.witnesses):
+        place = ("log", "witnesses", number)
+        if row.key.name in names:
+            report((*place, "vkey"), f"has the name {row.key.name!r} a second time")
+        names.add(row.key.name)
+        if row.ca is not None:
+            _attempt(report, (*place, "ca"), lambda path=row.ca: read_certificates(path))  # type: ignore[misc]
+    different = len({row.key.public_key for row in log.witnesses})
+    if different < len(log.witnesses):
+        report(("log", "witnesses"), "has one public key under two names: that is one witness")
+    for number, key in enumerate(keys):
+        if key is not None and key.witnesses > different:
+            report(
+                ("keys", number, "release"),
+                f"is {key.release}, and there are {different} [[log.witnesses]]",
+                "add witnesses, or ask for fewer",
+            )
 
 
 def _check_store(store: Any, file: Path, report: Report) -> None:

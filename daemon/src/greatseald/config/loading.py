@@ -244,6 +244,15 @@ _TOML_NAMES: Final = {
 }
 
 
+def _model_at(model: type[Table], place: Place) -> list[str]:
+    """The known keys of the table at a place within another: `[[log.witnesses]]` is one."""
+    for part in place[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = [each for each in get_args(field.annotation) if isinstance(each, type)] if field is not None else []
+        model = next((each for each in inner if issubclass(each, Table)), model)
+    return list(model.model_fields)
+
+
 def _explain(detail: Any, model: type[Table]) -> tuple[str, str]:
     """Say one pydantic error in our words: what is wrong, and a hint or nothing."""
     kind: str = detail["type"]
@@ -253,7 +262,7 @@ def _explain(detail: Any, model: type[Table]) -> tuple[str, str]:
     if kind == "missing":
         message = "is required"
     elif kind == "extra_forbidden":
-        message, hint = "is not a known key", did_you_mean(str(detail["loc"][-1]), model.model_fields)
+        message, hint = "is not a known key", did_you_mean(str(detail["loc"][-1]), _model_at(model, detail["loc"]))
     elif kind in _TYPES:
         message = f"must be {_TYPES[kind]}, and is {_TOML_NAMES.get(type(value), type(value).__name__)}"
     elif kind == "enum":

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from greatseal.algorithms import Algorithm
+from greatseal.cosignature import WitnessKey
+from greatseal.verification import NoteInvalid
 from greatseald.domain.keys import KeySettings
 from greatseald.domain.policy import ACTIONS, AllowRule, DenyRule, Rules
 from greatseald.domain.tokens import TokenSettings
@@ -25,6 +27,7 @@ from greatseald.domain.tokens import TokenSettings
 MIB: Final = 1024 * 1024
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _ORIGIN: Final = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]+)?(?:/[A-Za-z0-9._~-]+)+")
+_WITNESSED: Final = re.compile(r"witnessed\(([1-9][0-9]?)\)")
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 
 
@@ -82,6 +85,36 @@ def _store_url(text: str) -> str:
             raise ValueError("must be sqlite:///ABSOLUTE/PATH, with three slashes")
     elif parts.scheme not in {"postgresql", "postgres"}:
         raise ValueError("must begin with sqlite:/// or postgresql://")
+    return text
+
+
+def _web_url(text: str) -> str:
+    """An address to post to or read from: https, or http within this machine."""
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("has a port that is no number up to 65535") from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise ValueError("must be https://HOST/PATH, or http:// on loopback")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password, query or fragment")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ValueError("must be https:// for another machine")
+    return text
+
+
+def _witness_vkey(text: str) -> str:
+    try:
+        WitnessKey.parse(text)
+    except NoteInvalid as error:
+        raise ValueError(f"is no witness's verifier key, NAME+KEYID+BASE64 of type 0x04: {error.message}") from error
+    return text.strip()
+
+
+def _release(text: str) -> str:
+    if text != "durable" and _WITNESSED.fullmatch(text) is None:
+        raise ValueError(f"is {text[:40]!r}, and must be 'durable', or 'witnessed(K)' with K from 1 to 99")
     return text
 
 
@@ -230,8 +263,22 @@ class StoreSettings(Table):
         return self
 
 
+class WitnessTable(Table):
+    """One `[[log.witnesses]]`: another party that cosigns checkpoints (C2SP tlog-witness)."""
+
+    vkey: Annotated[str, AfterValidator(_witness_vkey)]
+    url: Annotated[str, AfterValidator(_web_url)]
+    ca: FilePath | None = None
+    timeout: Annotated[float, Field(gt=0, le=60)] = 5.0
+
+    @property
+    def key(self) -> WitnessKey:
+        """The witness's key; its name is the witness's."""
+        return WitnessKey.parse(self.vkey)
+
+
 class LogSettings(Table):
-    """`[log]`: the transparency log's name, keys and anchor."""
+    """`[log]`: the transparency log's name, keys and anchors."""
 
     origin: Annotated[str, AfterValidator(_origin)]
     key_file: FilePath
@@ -239,11 +286,18 @@ class LogSettings(Table):
     head_mac_key_file: FilePath
     reserve_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 256 * MIB
     request_retention_days: Annotated[int, Field(ge=1, le=36_500)] = 30
+    witness_interval: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0
+    witnesses: Annotated[tuple[WitnessTable, ...], Field(strict=False, max_length=32)] = ()
 
     @property
     def halted_keys(self) -> Path:
         """The file beside the anchor that remembers which keys were halted."""
         return self.anchor.with_name(self.anchor.name + ".halted")
+
+    @property
+    def sightings(self) -> Path:
+        """The file beside the anchor that remembers what witnesses and peers have seen of the log."""
+        return self.anchor.with_name(self.anchor.name + ".seen")
 
 
 class HostedTable(Table):
@@ -342,6 +396,13 @@ class KeyTable(Table):
     ]
     certificate_chain: FilePath | None = None
     predicate_types: Names = ()
+    release: Annotated[str, AfterValidator(_release)] = "durable"
+
+    @property
+    def witnesses(self) -> int:
+        """How many witnesses must have cosigned before a signature of this key leaves."""
+        match = _WITNESSED.fullmatch(self.release)
+        return int(match[1]) if match else 0
 
 
 class AllowTable(Table):
@@ -440,6 +501,7 @@ class Settings(Table):
                 algorithms=key.algorithms,
                 predicate_types=key.predicate_types,
                 certificate_chain=self.chains.get(key.name, ()),
+                witnesses=key.witnesses,
             )
             for key in self.keys
         )

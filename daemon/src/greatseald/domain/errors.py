@@ -10,6 +10,7 @@
     └── Failure                     the request was sound and the daemon could not serve it
         ├── TokenUnavailable  SigningFailed  OutcomeUnknown
         ├── Overloaded  ShuttingDown  LogUnavailable  DiskReserveReached  DeadlinePassed
+        ├── AnchorDisagrees  WitnessesMissing
         └── InternalFault
 
 `reason` is the name in `greatseal.v1.ErrorReason`. `retry_after` is None where the same request
@@ -203,6 +204,19 @@ class DiskReserveReached(Failure):
 
     reason = "DISK_RESERVE_REACHED"
     default_retry_after = 30.0
+
+
+class AnchorDisagrees(Failure):
+    """A witness or a peer has seen another history of the log; an operator has to find out which is true."""
+
+    reason = "ANCHOR_DISAGREES"
+
+
+class WitnessesMissing(Failure):
+    """The signature stands in the log, and too few witnesses have cosigned that; the same request fetches it later."""
+
+    reason = "WITNESSES_MISSING"
+    default_retry_after = 1.0
 
 
 class DeadlinePassed(Failure):

@@ -21,7 +21,8 @@ class KeySettings:
 
     `uri` is an RFC 7512 reference to the object within `token`; `algorithms` has at least one, the
     first being the default; `predicate_types` narrows the in-toto predicates it signs, and empty
-    means any; `certificate_chain` holds DER certificates, leaf first.
+    means any; `certificate_chain` holds DER certificates, leaf first; `witnesses` is how many must have
+    cosigned a checkpoint over a signature before it is released.
     """
 
     name: str
@@ -30,6 +31,7 @@ class KeySettings:
     algorithms: tuple[Algorithm, ...]
     predicate_types: tuple[str, ...] = ()
     certificate_chain: tuple[bytes, ...] = ()
+    witnesses: int = 0
 
     @property
     def resource_name(self) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greatseal.v1 import audit_pb2
 from greatseald.app.search import LogSearch
-from greatseald.domain.errors import ArgumentInvalid
+from greatseald.domain.errors import ArgumentInvalid, WitnessesMissing
 from greatseald.domain.policy import READ_AUDIT
 from greatseald.rpc import audit_filter, conversion
 
@@ -16,18 +16,22 @@ if TYPE_CHECKING:
 
     from greatseald.app.access import Access
     from greatseald.app.audit import AuditLog
+    from greatseald.app.witnessing import Witnessing
     from greatseald.rpc.gate import Call, Gate
 
 _SERVICE: Final = "/greatseal.v1.AuditService/"
 _PAGE: Final = 100
 _MAX_PAGE: Final = 1000
+_WITNESS_MARGIN: Final = 0.2
+"""Seconds kept of a caller's deadline, so that the answer arrives with its reason."""
 
 
 class AuditService:
     """`greatseal.v1.AuditService`. Everything needs the action `readAudit`."""
 
-    def __init__(self, log: AuditLog, access: Access) -> None:
+    def __init__(self, log: AuditLog, access: Access, witnessing: Witnessing) -> None:
         self._log = log
+        self._witnessing = witnessing
         self._search = LogSearch(log.entries)
         self._access = access
 
@@ -56,11 +60,23 @@ class AuditService:
         }
 
     async def get_checkpoint(self, call: Call, request: audit_pb2.GetCheckpointRequest) -> audit_pb2.Checkpoint:
-        """Release the newest checkpoint."""
+        """Release the newest checkpoint, or the newest with so many cosignatures."""
         await self._admit(call, request.parent)
         head = await self._log.checkpoint()
+        note = self._witnessing.note(head)
+        wanted = request.cosignatures
+        if wanted:
+            if wanted > len(self._witnessing):
+                message = f"{wanted} cosignatures are wanted, and the daemon has {len(self._witnessing)} witnesses"
+                raise ArgumentInvalid(message, field="cosignatures")
+            covered = await self._witnessing.cover(head.size, wanted, call.until - _WITNESS_MARGIN)
+            have = len(covered.lines) if covered is not None else 0
+            if covered is None or have < wanted:
+                message = f"{wanted} cosignatures are wanted, and {have} witnesses have cosigned: ask again"
+                raise WitnessesMissing(message, wanted=str(wanted), cosignatures=str(have))
+            head, note = covered.head, covered.note
         name = f"logs/{self._log.name}/checkpoints/{head.size}"
-        return audit_pb2.Checkpoint(name=name, note=head.note, size=head.size, root=head.root)
+        return audit_pb2.Checkpoint(name=name, note=note, size=head.size, root=head.root)
 
     async def get_entry(self, call: Call, request: audit_pb2.GetEntryRequest) -> audit_pb2.Entry:
         """Return one entry."""

@@ -44,6 +44,7 @@ STATUS_CODES: Final[dict[type[GreatsealError], grpc.StatusCode]] = {
     errors.CertificateUnusable: _CODE.FAILED_PRECONDITION,
     errors.KeyHalted: _CODE.FAILED_PRECONDITION,
     errors.TokenLocked: _CODE.FAILED_PRECONDITION,
+    errors.AnchorDisagrees: _CODE.FAILED_PRECONDITION,
     errors.TokenUnavailable: _CODE.UNAVAILABLE,
     errors.SigningFailed: _CODE.INTERNAL,
     errors.OutcomeUnknown: _CODE.UNAVAILABLE,
@@ -51,6 +52,7 @@ STATUS_CODES: Final[dict[type[GreatsealError], grpc.StatusCode]] = {
     errors.ShuttingDown: _CODE.UNAVAILABLE,
     errors.LogUnavailable: _CODE.UNAVAILABLE,
     errors.DiskReserveReached: _CODE.UNAVAILABLE,
+    errors.WitnessesMissing: _CODE.UNAVAILABLE,
     errors.DeadlinePassed: _CODE.DEADLINE_EXCEEDED,
     errors.InternalFault: _CODE.INTERNAL,
 }

@@ -11,6 +11,7 @@ any other, and so that one call costs one coroutine and no task.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -76,10 +77,14 @@ class WireMessage(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """Who calls, from where. Not to be changed; a frozen dataclass costs twice as much to make."""
+    """Who calls, from where, and until when (of time.monotonic) the answer is waited for.
+
+    Not to be changed by handlers; a frozen dataclass costs twice as much to make.
+    """
 
     caller: Caller
     peer: str
+    until: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ class Gate:
                 await self._require_not_denied(call, method)
                 request = self._parse(parse, data)
                 counted = counts_refusals
-                self._set_deadline(task, cast("float | None", context.time_remaining()))
+                call.until = self._set_deadline(task, cast("float | None", context.time_remaining()))
                 answer = (await handle(call, request)).SerializeToString()
             except GreatsealError as error:
                 failure = error
@@ -181,8 +186,8 @@ class Gate:
 
         return grpc.unary_unary_rpc_method_handler(serve)
 
-    def _set_deadline(self, task: asyncio.Task[Any], remaining: float | None) -> None:
-        """Have the call's task cancelled a little before its caller stops waiting.
+    def _set_deadline(self, task: asyncio.Task[Any], remaining: float | None) -> float:
+        """Have the call's task cancelled a little before its caller stops waiting; return when (of time.monotonic).
 
         A timer for each call costs more than looking at all of them now and then.
         """
@@ -190,10 +195,11 @@ class Gate:
             remaining = self._limits.default_deadline
         else:
             remaining -= min(_ANSWER_MARGIN, remaining / 4)
-        self._deadlines[task] = time.monotonic() + remaining
+        until = self._deadlines[task] = time.monotonic() + remaining
         if not self._sweeping:
             self._sweeping = True
             asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
+        return until
 
     def _sweep(self) -> None:
         now = time.monotonic()

@@ -73,7 +73,7 @@ class SigningService:
         return await self._one(call, item)
 
     async def _one(self, call: Call, item: SignRequest) -> signing_pb2.Signature:
-        batch = await self._signing.sign(call.caller, call.peer, [item])
+        batch = await self._signing.sign(call.caller, call.peer, [item], call.until)
         result = batch.results[0]
         if isinstance(result, GreatsealError):
             raise result
@@ -101,7 +101,7 @@ class SigningService:
             await self._record_items(call, request, refused)
         if not items:
             return signing_pb2.BatchSignResponse(results=[_failed(refused[position]) for position in range(count)])
-        batch = await self._signing.sign(call.caller, call.peer, items)
+        batch = await self._signing.sign(call.caller, call.peer, items, call.until)
         answers = iter(batch.results)
         response = signing_pb2.BatchSignResponse(checkpoint=batch.checkpoint)
         for position in range(count):

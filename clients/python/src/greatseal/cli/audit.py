@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import base64
 import sys
+from collections.abc import Sequence
 from json import dumps, loads
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from greatseal.cli.session import JsonOption, say, session_of
+from greatseal.cli.witnesses import QuorumOption, WitnessOption, described_witnesses, witness_keys
+
+if TYPE_CHECKING:
+    from greatseal.client import Client
+    from greatseal.cosignature import WitnessKey
+    from greatseal.messages import SignedCheckpoint
 
 
 def show(
@@ -50,23 +57,59 @@ def checkpoint(
     output: Annotated[
         Path | None, typer.Option(help="Write the checkpoint here instead of to stdout.", show_default=False)
     ] = None,
+    witness: WitnessOption = None,
+    quorum: QuorumOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print the newest checkpoint, a C2SP signed note."""
+    """Print the newest checkpoint, a C2SP signed note; with --witness the newest that enough of them have cosigned."""
     session = session_of(context, as_json=json)
+    keys = witness_keys(witness, quorum)
+    needed = len(keys) if quorum is None else quorum
     with session.client() as client:
-        found = client.audit.checkpoint()
+        found, cosigned = _witnessed(client, keys, needed) if keys else (client.audit.checkpoint(), {})
     if output is not None:
         from greatseal.files import write_whole
 
         write_whole(output, found.note.encode())
         say(f"checkpoint of {found.size} entries written to {output}")
     if session.as_json:
-        session.emit({"size": found.size, "root": found.root.hex(), "note": found.note, "verified": found.verified})
+        shown = {"size": found.size, "root": found.root.hex(), "note": found.note, "verified": found.verified}
+        session.emit(shown | ({"witnesses": cosigned} if keys else {}))
     elif output is None:
         sys.stdout.write(found.note)
+    if not session.as_json:
+        for what, who in described_witnesses(cosigned):
+            say(f"{what} {who}")
     if not found.verified:
         say(f"The checkpoint is {_UNSIGNED}.")
+
+
+def _witnessed(client: Client, keys: Sequence[WitnessKey], quorum: int) -> tuple[SignedCheckpoint, dict[str, int]]:
+    """Read a checkpoint that `quorum` of these witnesses cosigned, and who did.
+
+    The daemon counts all of its witnesses, of whom these may be some: so it is asked for more until they are among them.
+
+    Raises:
+        QuorumMissing: its witnesses are others.
+    """
+    from greatseal.cosignature import require_quorum
+    from greatseal.errors import InvalidRequest
+    from greatseal.verification import QuorumMissing
+
+    wanted = quorum
+    missing: QuorumMissing | None = None
+    while True:
+        try:
+            found = client.audit.checkpoint(cosignatures=wanted)
+        except InvalidRequest:
+            if missing is None:
+                raise
+            raise missing from None
+        try:
+            return found, require_quorum(found.note, keys, quorum)
+        except QuorumMissing as error:
+            missing = error
+            wanted += 1
 
 
 _UNSIGNED: Final = "not verified: give the log's key with --log-key or in the profile"

@@ -95,16 +95,20 @@ class GetCheckpointRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PARENT_FIELD_NUMBER: _builtins.int
+    COSIGNATURES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`logs/{log}`; the only log where empty."""
+    cosignatures: _builtins.int
+    """Wait, within the deadline, for a checkpoint that so many witnesses have cosigned; the newest one where 0."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
+        cosignatures: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosignatures", b"cosignatures", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -123,7 +127,7 @@ class Checkpoint(_message.Message):
     name: _builtins.str
     """`logs/{log}/checkpoints/{size}`."""
     note: _builtins.str
-    """The C2SP checkpoint as a signed note, exact text."""
+    """The C2SP checkpoint as a signed note, exact text; with the lines of those witnesses that have cosigned it."""
     size: _builtins.int
     """How many entries the tree has."""
     root: _builtins.bytes

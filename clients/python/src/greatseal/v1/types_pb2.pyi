@@ -135,6 +135,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
     TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 27
     """The caller may read tokens, and no token has this name (NOT_FOUND)."""
+    ANCHOR_DISAGREES: _ErrorReason.ValueType  # 28
+    """A witness or a peer has seen another history of the log, so nothing is signed until an operator has found out
+    which is true (FAILED_PRECONDITION).
+    """
+    WITNESSES_MISSING: _ErrorReason.ValueType  # 29
+    """The signature stands in the log and waits for cosignatures of witnesses; RetryInfo says when to ask again with
+    the same request_id, metadata `cosignatures` how many there are and `wanted` how many it takes (UNAVAILABLE).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed: the `reason` of the one google.rpc.ErrorInfo that every error
@@ -197,6 +205,14 @@ INTERNAL_FAULT: ErrorReason.ValueType  # 26
 """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
 TOKEN_NOT_FOUND: ErrorReason.ValueType  # 27
 """The caller may read tokens, and no token has this name (NOT_FOUND)."""
+ANCHOR_DISAGREES: ErrorReason.ValueType  # 28
+"""A witness or a peer has seen another history of the log, so nothing is signed until an operator has found out
+which is true (FAILED_PRECONDITION).
+"""
+WITNESSES_MISSING: ErrorReason.ValueType  # 29
+"""The signature stands in the log and waits for cosignatures of witnesses; RetryInfo says when to ask again with
+the same request_id, metadata `cosignatures` how many there are and `wanted` how many it takes (UNAVAILABLE).
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
