@@ -20,6 +20,8 @@ TABLES = {
     "[store]": settings.StoreSettings,
     "[log]": settings.LogSettings,
     "[[log.witnesses]]": settings.WitnessTable,
+    "[[log.timestamps]]": settings.TimestampTable,
+    "[[log.peers]]": settings.PeerTable,
     "[[tokens]]": settings.TokenTable,
     '[[tokens]] type = "yubikey-piv"': settings.YubiKeyTable,
     "[[keys]]": settings.KeyTable,

@@ -29,6 +29,7 @@ from greatseal.dsse import IN_TOTO_PAYLOAD_TYPE
 from greatseal.errors import DaemonError, UsageError
 from greatseal.logpages import Pages
 from greatseal.profile import Profile, Setting, load
+from greatseal.timestamps import Stamped
 
 T = TypeVar("T")
 
@@ -299,6 +300,16 @@ class AsyncAudit:
     ) -> messages.InclusionProof:
         """Return the proof that an entry stands in a tree, the newest where `tree_size` is 0; not yet checked."""
         return await self._connection.run(self._calls.inclusion(index, tree_size, timeout))
+
+    async def timestamps(self, *, timeout: float | None = None) -> AsyncIterator[Stamped]:
+        """Iterate over the RFC 3161 timestamps, oldest first; `greatseal.timestamps.verify` checks one."""
+        token = ""
+        while True:
+            page, token = await self._connection.run(self._calls.timestamp_page(token, timeout))
+            for item in page:
+                yield item
+            if not token:
+                return
 
     async def consistency(
         self, old_size: int, new_size: int = 0, *, timeout: float | None = None

@@ -38,6 +38,7 @@ from greatseal.ids import new_request_id
 from greatseal.profile import MAX_TIMEOUT, Profile
 from greatseal.remembered import CheckpointFile, Seen
 from greatseal.retry import Backoff, Deadline
+from greatseal.timestamps import Stamped
 from greatseal.verification import ProofInvalid
 
 MAX_BATCH_ITEMS: Final = 1000
@@ -246,6 +247,13 @@ class Calls:
         """Read a consistency proof; it is checked where the roots are, not here."""
         _natural(old_size=old_size, new_size=new_size)
         return (yield from self._consistency(old_size, new_size, self._deadline(timeout)))
+
+    def timestamp_page(self, page_token: str, timeout: float | None) -> Talk[tuple[list[Stamped], str]]:
+        """Read one page of timestamps, not yet checked, and the token of the next."""
+        answer = yield from self._ask(
+            "ListTimestamps", wire.list_timestamps_request(page_token), self._deadline(timeout)
+        )
+        return [wire.timestamp(each) for each in answer.timestamps], _next_page(answer, page_token, some=True)
 
     def _consistency(self, old_size: int, new_size: int, deadline: Deadline) -> Talk[messages.ConsistencyProof]:
         request = wire.consistency_request(old_size, new_size)

@@ -28,6 +28,7 @@ from greatseal.dsse import IN_TOTO_PAYLOAD_TYPE
 from greatseal.errors import DaemonError, UsageError
 from greatseal.logpages import Pages
 from greatseal.profile import Profile, Setting, load
+from greatseal.timestamps import Stamped
 
 T = TypeVar("T")
 
@@ -293,6 +294,15 @@ class Audit:
     def inclusion(self, index: int, tree_size: int = 0, *, timeout: float | None = None) -> messages.InclusionProof:
         """Return the proof that an entry stands in a tree, the newest where `tree_size` is 0; not yet checked."""
         return self._connection.run(self._calls.inclusion(index, tree_size, timeout))
+
+    def timestamps(self, *, timeout: float | None = None) -> Iterator[Stamped]:
+        """Iterate over the RFC 3161 timestamps, oldest first; `greatseal.timestamps.verify` checks one."""
+        token = ""
+        while True:
+            page, token = self._connection.run(self._calls.timestamp_page(token, timeout))
+            yield from page
+            if not token:
+                return
 
     def consistency(
         self, old_size: int, new_size: int = 0, *, timeout: float | None = None

@@ -7,6 +7,7 @@
     ├── NoteInvalid         a signed note, or a verifier key line, is malformed
     │   └── NoteUnverified  the note is well formed and not signed by the key that is trusted
     ├── QuorumMissing       too few witnesses cosigned a checkpoint
+    ├── TimestampInvalid    an RFC 3161 timestamp is not of this checkpoint, or not by a trusted authority
     ├── CheckpointInvalid   the note's text is no checkpoint, or one of another log
     ├── EnvelopeInvalid     a DSSE envelope is malformed
     ├── StatementInvalid    an in-toto statement is malformed or contradicts itself; `path` says where
@@ -46,6 +47,10 @@ class NoteUnverified(NoteInvalid):
 
 class QuorumMissing(VerificationFailed):
     """Too few of the witnesses that are trusted cosigned a checkpoint."""
+
+
+class TimestampInvalid(VerificationFailed):
+    """An RFC 3161 timestamp is malformed, of something else, or not by an authority that is trusted."""
 
 
 class CheckpointInvalid(VerificationFailed):

@@ -19,6 +19,7 @@ from greatseal import errors, messages
 from greatseal.algorithms import Algorithm
 from greatseal.receipt import Logged, Receipt
 from greatseal.text import clean
+from greatseal.timestamps import Stamped
 from greatseal.tlog import split_hashes
 from greatseal.v1 import audit_pb2, identity_pb2, key_pb2, signing_pb2, token_pb2, types_pb2
 
@@ -304,6 +305,16 @@ def _enum_values(prefix: str, enum: Any, names: Iterable[str]) -> list[Any]:
 def inclusion_request(index: int, tree_size: int) -> audit_pb2.GetInclusionProofRequest:
     """Return the request for an inclusion proof; tree_size 0 is the newest."""
     return audit_pb2.GetInclusionProofRequest(index=index, tree_size=tree_size)
+
+
+def list_timestamps_request(page_token: str) -> audit_pb2.ListTimestampsRequest:
+    """Return the request for a page of timestamps."""
+    return audit_pb2.ListTimestampsRequest(page_token=page_token)
+
+
+def timestamp(answer: audit_pb2.Timestamp) -> Stamped:
+    """Return a timestamp, not yet checked."""
+    return Stamped(clean(answer.authority, 256), answer.checkpoint, answer.response)
 
 
 def consistency_request(old_size: int, new_size: int) -> audit_pb2.GetConsistencyProofRequest:

@@ -48,7 +48,7 @@ class Endpoint:
         self.name = url
         self._host = parts.hostname or ""
         self._port = parts.port
-        self._path = parts.path.rstrip("/")
+        self._path = parts.path
         self._timeout = timeout
         self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
@@ -78,7 +78,8 @@ class Endpoint:
         timer.daemon = True
         timer.start()
         try:
-            connection.request(method, self._path + path or "/", body, headers)
+            target = self._path.rstrip("/") + path if path else self._path
+            connection.request(method, target or "/", body, headers)
             response = connection.getresponse()
             data = response.read(limit + 1)
         except ssl.SSLCertVerificationError as error:

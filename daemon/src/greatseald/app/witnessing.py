@@ -20,11 +20,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from greatseal.checkpoint import read_unverified
+from greatseald.app.alarms import FIRST_PAUSE, Alarm
 from greatseald.app.cosigning import Ahead, Disagrees, cosign
 from greatseald.domain.errors import LogUnavailable
 from greatseald.ports.sightings import OutsideUnreachable, SightingsUnusable
@@ -32,6 +33,7 @@ from greatseald.ports.sightings import OutsideUnreachable, SightingsUnusable
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from greatseald.app.alarms import OutsideMetrics
     from greatseald.app.audit import AuditLog
     from greatseald.app.standing import Standing
     from greatseald.app.writer import SignedHead
@@ -51,55 +53,7 @@ _PATIENCE_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.25
 """While somebody waits, witnesses that failed are tried again about once a second; this is how often that is looked at."""
 
-_FIRST_PAUSE: Final = 1.0
-_LONGEST_PAUSE: Final = 60.0
-_REMIND_SECONDS: Final = 300.0
 WITNESS: Final = "witness"
-
-
-class OutsideMetrics(Protocol):
-    """What is reported of anchors outside: `kind` is witness, timestamp or peer."""
-
-    def outside_seen(self, kind: str, anchor: str, size: int) -> None:
-        """It answered, and has seen the log up to this size."""
-        ...
-
-    def outside_failed(self, kind: str, anchor: str) -> None:
-        """It gave no answer that can be used."""
-        ...
-
-    def outside_disagrees(self, kind: str, anchor: str) -> None:
-        """It has seen another history."""
-        ...
-
-
-class Alarm:
-    """Says that an anchor cannot be reached: at once, then now and then, and when it is back."""
-
-    def __init__(self, kind: str, anchor: str, metrics: OutsideMetrics) -> None:
-        self._kind = kind
-        self._anchor = anchor
-        self._metrics = metrics
-        self._reminded = 0.0
-        self.failures = 0
-        self.pause = _FIRST_PAUSE
-
-    def failed(self, why: object) -> None:
-        """It gave no answer."""
-        self.failures += 1
-        self._metrics.outside_failed(self._kind, self._anchor)
-        now = time.monotonic()
-        if self.failures == 1 or now - self._reminded > _REMIND_SECONDS:
-            self._reminded = now
-            _log.error("anchor_unreachable", kind=self._kind, anchor=self._anchor, failures=self.failures, why=str(why))
-        self.pause = min(2 * self.pause, _LONGEST_PAUSE) if self.failures > 1 else _FIRST_PAUSE
-
-    def answered(self, size: int) -> None:
-        """It answered, and has seen so many entries."""
-        if self.failures:
-            _log.info("anchor_reached_again", kind=self._kind, anchor=self._anchor, failures=self.failures)
-        self.failures = 0
-        self._metrics.outside_seen(self._kind, self._anchor, size)
 
 
 @dataclass(slots=True)
@@ -259,7 +213,7 @@ class Witnessing:
             each.asking is None
             and self._current is not None
             and each.name not in self._current.lines
-            and now - each.failed_at > _FIRST_PAUSE
+            and now - each.failed_at > FIRST_PAUSE
             for each in self._asked
         )
 

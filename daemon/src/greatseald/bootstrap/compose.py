@@ -47,6 +47,7 @@ from greatseald.app.witnessing import Witnessing
 from greatseald.app.writer import LogWriter
 from greatseald.config import FileProblem, Settings, load, read_head_mac_key, read_log_key, read_store_password
 from greatseald.domain.heads import HeadSeal
+from greatseald.ports.stamps import Stamps
 from greatseald.ports.store import Store
 from greatseald.ports.tokens import Token
 from greatseald.rpc.audit import AuditService
@@ -236,6 +237,7 @@ def build_methods(
     core: Core,
     log: AuditLog,
     witnessing: Witnessing,
+    stamps: Stamps,
     gate: Gate,
     health: HealthService,
     metrics: PrometheusMetrics,
@@ -250,7 +252,7 @@ def build_methods(
         **SigningService(core.signing, core.access, metrics).handlers(gate),
         **KeyService(core.keys, core.access).handlers(gate),
         **TokenService(core.tokens, core.keys, core.access).handlers(gate),
-        **AuditService(log, core.access, witnessing).handlers(gate),
+        **AuditService(log, core.access, witnessing, stamps).handlers(gate),
         **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
         **health.handlers(gate),
         **reflection,

@@ -109,7 +109,9 @@ class _Daemon:
         server = NetworkServer(
             settings.server,
             certificates,
-            compose.build_methods(settings, core, log, outside.witnessing, gate, self.health, self.metrics),
+            compose.build_methods(
+                settings, core, log, outside.witnessing, outside.stamps, gate, self.health, self.metrics
+            ),
         )
         reloader = Reloader(settings, self.environment, core, certificates, log, self.metrics)
         admin = AdminServer(settings.server.admin_socket, AdminService(_Operations(opened, reloader, core)).handlers())

@@ -270,15 +270,21 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
 
 
 def _check_anchors(log: Any, keys: Sequence[Any], report: Report) -> None:
-    """Witnesses are told apart, their files can be read, and there are as many as keys want."""
-    names: set[str] = set()
-    for number, row in enumerate(log.witnesses):
-        place = ("log", "witnesses", number)
-        if row.key.name in names:
-            report((*place, "vkey"), f"has the name {row.key.name!r} a second time")
-        names.add(row.key.name)
-        if row.ca is not None:
-            _attempt(report, (*place, "ca"), lambda path=row.ca: read_certificates(path))  # type: ignore[misc]
+    """Witnesses, authorities and peers are told apart, their files can be read, and there are as many as keys want."""
+    for table in ("witnesses", "timestamps", "peers"):
+        names: set[str] = set()
+        for number, row in enumerate(getattr(log, table)):
+            place = ("log", table, number)
+            name = row.key.name if table == "witnesses" else row.name
+            if name in names:
+                report((*place, "vkey" if table == "witnesses" else "name"), f"has the name {name!r} a second time")
+            names.add(name)
+            for file in ("ca", "roots", "client_cert"):
+                path = getattr(row, file, None)
+                if path is not None:
+                    _attempt(report, (*place, file), lambda path=path: read_certificates(path))  # type: ignore[misc]
+            if getattr(row, "client_key", None) is not None:
+                _attempt(report, (*place, "client_key"), lambda path=row.client_key: read_private_key(path))  # type: ignore[misc]
     different = len({row.key.public_key for row in log.witnesses})
     if different < len(log.witnesses):
         report(("log", "witnesses"), "has one public key under two names: that is one witness")

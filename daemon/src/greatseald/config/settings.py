@@ -104,6 +104,15 @@ def _web_url(text: str) -> str:
     return text
 
 
+def _peer_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and not parts.path.endswith("/"):
+        return text
+    if parts.scheme == "file":
+        raise ValueError("must be file:///ABSOLUTE/PATH, with three slashes")
+    return _web_url(text)
+
+
 def _witness_vkey(text: str) -> str:
     try:
         WitnessKey.parse(text)
@@ -277,6 +286,44 @@ class WitnessTable(Table):
         return WitnessKey.parse(self.vkey)
 
 
+class TimestampTable(Table):
+    """One `[[log.timestamps]]`: an RFC 3161 authority that says when checkpoints existed."""
+
+    name: Name
+    url: Annotated[str, AfterValidator(_web_url)]
+    roots: FilePath
+    ca: FilePath | None = None
+    interval: Annotated[float, Field(ge=1, le=31_536_000)] = 3600.0
+    timeout: Annotated[float, Field(gt=0, le=60)] = 10.0
+
+
+class PeerTable(Table):
+    """One `[[log.peers]]`: a front or a mirror whose newest checkpoint is compared with ours."""
+
+    name: Name
+    address: str = ""
+    url: str = ""
+    ca: FilePath | None = None
+    client_cert: FilePath | None = None
+    client_key: FilePath | None = None
+    server_name: str = ""
+    timeout: Annotated[float, Field(gt=0, le=60)] = 5.0
+
+    @model_validator(mode="after")
+    def _is_reached_in_one_way(self) -> Self:
+        if bool(self.address) == bool(self.url):
+            raise ValueError("needs one of address (a daemon, host:port) and url (a checkpoint file), and not both")
+        if self.address:
+            split_endpoint(self.address)
+            if self.ca is None or self.client_cert is None or self.client_key is None:
+                raise ValueError("has an address, and so needs ca, client_cert and client_key as a client does")
+        else:
+            _peer_url(self.url)
+            if self.client_cert is not None or self.client_key is not None or self.server_name:
+                raise ValueError("has a url, for which client_cert, client_key and server_name mean nothing")
+        return self
+
+
 class LogSettings(Table):
     """`[log]`: the transparency log's name, keys and anchors."""
 
@@ -287,7 +334,10 @@ class LogSettings(Table):
     reserve_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 256 * MIB
     request_retention_days: Annotated[int, Field(ge=1, le=36_500)] = 30
     witness_interval: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0
+    peer_interval: Annotated[float, Field(ge=0.1, le=86_400)] = 60.0
     witnesses: Annotated[tuple[WitnessTable, ...], Field(strict=False, max_length=32)] = ()
+    timestamps: Annotated[tuple[TimestampTable, ...], Field(strict=False, max_length=8)] = ()
+    peers: Annotated[tuple[PeerTable, ...], Field(strict=False, max_length=32)] = ()
 
     @property
     def halted_keys(self) -> Path:
@@ -298,6 +348,11 @@ class LogSettings(Table):
     def sightings(self) -> Path:
         """The file beside the anchor that remembers what witnesses and peers have seen of the log."""
         return self.anchor.with_name(self.anchor.name + ".seen")
+
+    @property
+    def stamps(self) -> Path:
+        """The file beside the anchor that keeps the timestamps."""
+        return self.anchor.with_name(self.anchor.name + ".timestamps")
 
 
 class HostedTable(Table):

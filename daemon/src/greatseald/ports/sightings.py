@@ -1,4 +1,4 @@
-"""The ports to anchors that are other parties: witnesses that cosign, and what all of them have seen of the log."""
+"""The ports to anchors that are other parties: witnesses, peers, and what all of them have seen of the log."""
 
 from __future__ import annotations
 
@@ -45,6 +45,23 @@ class Witness(Protocol):
 
         Raises:
             OutsideUnreachable: there is no answer of these three.
+        """
+        ...
+
+
+class Peer(Protocol):
+    """A front or a mirror that has seen the log, too."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        ...
+
+    def note(self) -> str:
+        """Return its newest checkpoint, a signed note, not yet verified. Blocks, within its time-out.
+
+        Raises:
+            OutsideUnreachable: there is none.
         """
         ...
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greatseal.v1 import audit_pb2
 from greatseald.app.search import LogSearch
-from greatseald.domain.errors import ArgumentInvalid, WitnessesMissing
+from greatseald.domain.errors import ArgumentInvalid, LogUnavailable, WitnessesMissing
 from greatseald.domain.policy import READ_AUDIT
+from greatseald.ports.stamps import StampsUnusable
 from greatseald.rpc import audit_filter, conversion
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from greatseald.app.access import Access
     from greatseald.app.audit import AuditLog
     from greatseald.app.witnessing import Witnessing
+    from greatseald.ports.stamps import Stamps
     from greatseald.rpc.gate import Call, Gate
 
 _SERVICE: Final = "/greatseal.v1.AuditService/"
 _PAGE: Final = 100
 _MAX_PAGE: Final = 1000
+_TIMESTAMPS: Final = 100
 _WITNESS_MARGIN: Final = 0.2
 """Seconds kept of a caller's deadline, so that the answer arrives with its reason."""
 
@@ -29,8 +32,9 @@ _WITNESS_MARGIN: Final = 0.2
 class AuditService:
     """`greatseal.v1.AuditService`. Everything needs the action `readAudit`."""
 
-    def __init__(self, log: AuditLog, access: Access, witnessing: Witnessing) -> None:
+    def __init__(self, log: AuditLog, access: Access, witnessing: Witnessing, stamps: Stamps) -> None:
         self._log = log
+        self._stamps = stamps
         self._witnessing = witnessing
         self._search = LogSearch(log.entries)
         self._access = access
@@ -40,6 +44,9 @@ class AuditService:
         return {
             _SERVICE + "GetCheckpoint": gate.unary(
                 _SERVICE + "GetCheckpoint", audit_pb2.GetCheckpointRequest.FromString, self.get_checkpoint
+            ),
+            _SERVICE + "ListTimestamps": gate.unary(
+                _SERVICE + "ListTimestamps", audit_pb2.ListTimestampsRequest.FromString, self.list_timestamps
             ),
             _SERVICE + "GetEntry": gate.unary(
                 _SERVICE + "GetEntry", audit_pb2.GetEntryRequest.FromString, self.get_entry
@@ -77,6 +84,28 @@ class AuditService:
             head, note = covered.head, covered.note
         name = f"logs/{self._log.name}/checkpoints/{head.size}"
         return audit_pb2.Checkpoint(name=name, note=note, size=head.size, root=head.root)
+
+    async def list_timestamps(
+        self, call: Call, request: audit_pb2.ListTimestampsRequest
+    ) -> audit_pb2.ListTimestampsResponse:
+        """Return a page of timestamps, oldest first."""
+        await self._admit(call, request.parent)
+        limit = conversion.page_size(request.page_size, _TIMESTAMPS, _TIMESTAMPS)
+        token = request.page_token
+        start = _index(conversion.read_page_token("timestamps", token)) if token else 0
+        try:
+            found, place = await asyncio.to_thread(self._stamps.page, start, limit)
+        except ValueError as error:
+            raise ArgumentInvalid("page_token is none that this list gave", field="page_token") from error
+        except StampsUnusable as error:
+            raise LogUnavailable(str(error)) from error
+        return audit_pb2.ListTimestampsResponse(
+            timestamps=[
+                audit_pb2.Timestamp(authority=each.authority, checkpoint=each.checkpoint, response=each.response)
+                for each in found
+            ],
+            next_page_token=conversion.write_page_token("timestamps", str(place)) if place else "",
+        )
 
     async def get_entry(self, call: Call, request: audit_pb2.GetEntryRequest) -> audit_pb2.Entry:
         """Return one entry."""

@@ -86,7 +86,11 @@ _GROUPS: Final[dict[str, tuple[str, _Places]]] = {
     ),
     "verify": (
         "Verify what was signed, offline.",
-        (("model", "models", "verify_model_command"), ("entry", "auditprove", "verify_entry")),
+        (
+            ("model", "models", "verify_model_command"),
+            ("entry", "auditprove", "verify_entry"),
+            ("timestamps", "audittimestamps", "verify_timestamps"),
+        ),
     ),
     "audit": (
         "Read and check the audit log.",
@@ -98,6 +102,7 @@ _GROUPS: Final[dict[str, tuple[str, _Places]]] = {
             ("prove", "auditprove", "prove"),
             ("verify", "auditverify", "verify"),
             ("export", "auditexport", "export"),
+            ("timestamps", "audittimestamps", "timestamps"),
             ("reconcile", "auditreconcile", "reconcile"),
         ),
     ),

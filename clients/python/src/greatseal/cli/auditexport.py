@@ -11,10 +11,12 @@ import typer
 from greatseal.cli.auditprogress import progress
 from greatseal.cli.session import JsonOption, Session, say, session_of
 from greatseal.errors import UsageError, VerificationFailed
+from greatseal.files import write_whole
 
 if TYPE_CHECKING:
     from greatseal.checkpoint import Checkpoint
 
+TIMESTAMPS_NAME: Final = "timestamps.jsonl"
 _MAX_KEY_BYTES: Final = 16 * 1024
 
 
@@ -38,6 +40,9 @@ def export(
         before, size = LogDirectory(directory, log_key_of(profile.log_key)).export(
             client, lambda done, _total: report(done)
         )
+        stamps = "".join(stamped.line() for stamped in client.audit.timestamps())
+    if stamps:
+        write_whole(directory / TIMESTAMPS_NAME, stamps.encode())
     if session.as_json:
         session.emit({"directory": str(directory), "size": size, "new": size - before})
         return

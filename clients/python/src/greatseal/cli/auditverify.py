@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from greatseal.cli.auditprogress import progress
+from greatseal.cli.audittimestamps import RootsOption, stamped_checkpoints
 from greatseal.cli.session import JsonOption, say, session_of
 from greatseal.errors import InvalidRequest, NotFound, UsageError, VerificationFailed
 from greatseal.files import read_bounded
@@ -51,6 +52,11 @@ def verify(
             "--keys", help="With --directory: public keys, *.pem, that verify signatures.", show_default=False
         ),
     ] = None,
+    timestamps: Annotated[
+        Path | None,
+        typer.Option("--timestamps", help="Timestamps whose checkpoints must stand in the log.", show_default=False),
+    ] = None,
+    tsa_roots: RootsOption = None,
     log_key: Annotated[
         str, typer.Option("--log-key", help="The log's verifier key, or a file that holds it.", show_default=False)
     ] = "",
@@ -67,6 +73,10 @@ def verify(
         message = "verifying the log needs its verifier key: give --log-key, or log_key in the profile"
         raise UsageError(message)
     kept = _kept(profile.log_key, profile.checkpoint_file, checkpoints or [], receipts or [])
+    if timestamps is not None:
+        from greatseal.profile import log_key_of
+
+        kept.checkpoints += stamped_checkpoints(timestamps, log_key_of(profile.log_key), tsa_roots)
     if directory is not None or keys is not None:
         from greatseal.cli.auditexport import verify_directory
 

@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18greatseal/v1/audit.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x14GetCheckpointRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x63osignatures\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01\"\\\n\nCheckpoint\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\x04note\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04size\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04root\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x03\"%\n\x0fGetEntryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x05\x45ntry\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05index\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x03\"\xe2\x01\n\x12ListEntriesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0bstart_index\x18\x04 \x01(\x04\x42\x04\xe2\x41\x01\x01\x12\x18\n\ndescending\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12/\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x19.greatseal.v1.EntryFilterB\x04\xe2\x41\x01\x01\x12\x1d\n\x0finclude_intents\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa5\x02\n\x0b\x45ntryFilter\x12,\n\x05types\x18\x01 \x03(\x0e\x32\x17.greatseal.v1.EntryTypeB\x04\xe2\x41\x01\x01\x12\x30\n\x07results\x18\x02 \x03(\x0e\x32\x19.greatseal.v1.EntryResultB\x04\xe2\x41\x01\x01\x12\x11\n\x03key\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x63\x61ller\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07subject\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x64igest\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12/\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xa4\x01\n\x13ListEntriesResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x13.greatseal.v1.EntryB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08log_size\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12*\n\x07intents\x18\x04 \x03(\x0b\x32\x13.greatseal.v1.EntryB\x04\xe2\x41\x01\x03\"^\n\x18GetInclusionProofRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05index\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x17\n\ttree_size\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x01\"T\n\x0eInclusionProof\x12\x13\n\x05index\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x17\n\ttree_size\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06hashes\x18\x03 \x03(\x0c\x42\x04\xe2\x41\x01\x03\"b\n\x1aGetConsistencyProofRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08old_size\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08new_size\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x01\"X\n\x10\x43onsistencyProof\x12\x16\n\x08old_size\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08new_size\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06hashes\x18\x03 \x03(\x0c\x42\x04\xe2\x41\x01\x03*\x83\x01\n\tEntryType\x12\x1a\n\x16\x45NTRY_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45NTRY_TYPE_INTENT\x10\x01\x12\x16\n\x12\x45NTRY_TYPE_OUTCOME\x10\x02\x12\x15\n\x11\x45NTRY_TYPE_DENIED\x10\x03\x12\x14\n\x10\x45NTRY_TYPE_ADMIN\x10\x04*\xaa\x01\n\x0b\x45ntryResult\x12\x1c\n\x18\x45NTRY_RESULT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45NTRY_RESULT_SIGNED\x10\x01\x12\x17\n\x13\x45NTRY_RESULT_FAILED\x10\x02\x12\x18\n\x14\x45NTRY_RESULT_UNKNOWN\x10\x03\x12\x18\n\x14\x45NTRY_RESULT_ABORTED\x10\x04\x12\x17\n\x13\x45NTRY_RESULT_DENIED\x10\x05\x32\xad\x03\n\x0c\x41uditService\x12M\n\rGetCheckpoint\x12\".greatseal.v1.GetCheckpointRequest\x1a\x18.greatseal.v1.Checkpoint\x12>\n\x08GetEntry\x12\x1d.greatseal.v1.GetEntryRequest\x1a\x13.greatseal.v1.Entry\x12R\n\x0bListEntries\x12 .greatseal.v1.ListEntriesRequest\x1a!.greatseal.v1.ListEntriesResponse\x12Y\n\x11GetInclusionProof\x12&.greatseal.v1.GetInclusionProofRequest\x1a\x1c.greatseal.v1.InclusionProof\x12_\n\x13GetConsistencyProof\x12(.greatseal.v1.GetConsistencyProofRequest\x1a\x1e.greatseal.v1.ConsistencyProofb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18greatseal/v1/audit.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x14GetCheckpointRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x63osignatures\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01\"\\\n\nCheckpoint\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\x04note\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04size\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04root\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x03\"`\n\x15ListTimestampsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"V\n\tTimestamp\x12\x17\n\tauthority\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\ncheckpoint\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08response\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x03\"j\n\x16ListTimestampsResponse\x12\x31\n\ntimestamps\x18\x01 \x03(\x0b\x32\x17.greatseal.v1.TimestampB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"%\n\x0fGetEntryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x05\x45ntry\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05index\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x03\"\xe2\x01\n\x12ListEntriesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0bstart_index\x18\x04 \x01(\x04\x42\x04\xe2\x41\x01\x01\x12\x18\n\ndescending\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12/\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x19.greatseal.v1.EntryFilterB\x04\xe2\x41\x01\x01\x12\x1d\n\x0finclude_intents\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa5\x02\n\x0b\x45ntryFilter\x12,\n\x05types\x18\x01 \x03(\x0e\x32\x17.greatseal.v1.EntryTypeB\x04\xe2\x41\x01\x01\x12\x30\n\x07results\x18\x02 \x03(\x0e\x32\x19.greatseal.v1.EntryResultB\x04\xe2\x41\x01\x01\x12\x11\n\x03key\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x63\x61ller\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07subject\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x64igest\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12/\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xa4\x01\n\x13ListEntriesResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x13.greatseal.v1.EntryB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08log_size\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12*\n\x07intents\x18\x04 \x03(\x0b\x32\x13.greatseal.v1.EntryB\x04\xe2\x41\x01\x03\"^\n\x18GetInclusionProofRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05index\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x17\n\ttree_size\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x01\"T\n\x0eInclusionProof\x12\x13\n\x05index\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x17\n\ttree_size\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06hashes\x18\x03 \x03(\x0c\x42\x04\xe2\x41\x01\x03\"b\n\x1aGetConsistencyProofRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08old_size\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08new_size\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x01\"X\n\x10\x43onsistencyProof\x12\x16\n\x08old_size\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08new_size\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06hashes\x18\x03 \x03(\x0c\x42\x04\xe2\x41\x01\x03*\x83\x01\n\tEntryType\x12\x1a\n\x16\x45NTRY_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45NTRY_TYPE_INTENT\x10\x01\x12\x16\n\x12\x45NTRY_TYPE_OUTCOME\x10\x02\x12\x15\n\x11\x45NTRY_TYPE_DENIED\x10\x03\x12\x14\n\x10\x45NTRY_TYPE_ADMIN\x10\x04*\xaa\x01\n\x0b\x45ntryResult\x12\x1c\n\x18\x45NTRY_RESULT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45NTRY_RESULT_SIGNED\x10\x01\x12\x17\n\x13\x45NTRY_RESULT_FAILED\x10\x02\x12\x18\n\x14\x45NTRY_RESULT_UNKNOWN\x10\x03\x12\x18\n\x14\x45NTRY_RESULT_ABORTED\x10\x04\x12\x17\n\x13\x45NTRY_RESULT_DENIED\x10\x05\x32\x8a\x04\n\x0c\x41uditService\x12M\n\rGetCheckpoint\x12\".greatseal.v1.GetCheckpointRequest\x1a\x18.greatseal.v1.Checkpoint\x12[\n\x0eListTimestamps\x12#.greatseal.v1.ListTimestampsRequest\x1a$.greatseal.v1.ListTimestampsResponse\x12>\n\x08GetEntry\x12\x1d.greatseal.v1.GetEntryRequest\x1a\x13.greatseal.v1.Entry\x12R\n\x0bListEntries\x12 .greatseal.v1.ListEntriesRequest\x1a!.greatseal.v1.ListEntriesResponse\x12Y\n\x11GetInclusionProof\x12&.greatseal.v1.GetInclusionProofRequest\x1a\x1c.greatseal.v1.InclusionProof\x12_\n\x13GetConsistencyProof\x12(.greatseal.v1.GetConsistencyProofRequest\x1a\x1e.greatseal.v1.ConsistencyProofb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOINT'].fields_by_name['size']._serialized_options = b'\342A\001\003'
   _globals['_CHECKPOINT'].fields_by_name['root']._loaded_options = None
   _globals['_CHECKPOINT'].fields_by_name['root']._serialized_options = b'\342A\001\003'
+  _globals['_LISTTIMESTAMPSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTTIMESTAMPSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\001'
+  _globals['_LISTTIMESTAMPSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTTIMESTAMPSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTTIMESTAMPSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTTIMESTAMPSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_TIMESTAMP'].fields_by_name['authority']._loaded_options = None
+  _globals['_TIMESTAMP'].fields_by_name['authority']._serialized_options = b'\342A\001\003'
+  _globals['_TIMESTAMP'].fields_by_name['checkpoint']._loaded_options = None
+  _globals['_TIMESTAMP'].fields_by_name['checkpoint']._serialized_options = b'\342A\001\003'
+  _globals['_TIMESTAMP'].fields_by_name['response']._loaded_options = None
+  _globals['_TIMESTAMP'].fields_by_name['response']._serialized_options = b'\342A\001\003'
+  _globals['_LISTTIMESTAMPSRESPONSE'].fields_by_name['timestamps']._loaded_options = None
+  _globals['_LISTTIMESTAMPSRESPONSE'].fields_by_name['timestamps']._serialized_options = b'\342A\001\003'
+  _globals['_LISTTIMESTAMPSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
+  _globals['_LISTTIMESTAMPSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_GETENTRYREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETENTRYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_ENTRY'].fields_by_name['name']._loaded_options = None
@@ -115,32 +131,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONSISTENCYPROOF'].fields_by_name['new_size']._serialized_options = b'\342A\001\003'
   _globals['_CONSISTENCYPROOF'].fields_by_name['hashes']._loaded_options = None
   _globals['_CONSISTENCYPROOF'].fields_by_name['hashes']._serialized_options = b'\342A\001\003'
-  _globals['_ENTRYTYPE']._serialized_start=1450
-  _globals['_ENTRYTYPE']._serialized_end=1581
-  _globals['_ENTRYRESULT']._serialized_start=1584
-  _globals['_ENTRYRESULT']._serialized_end=1754
+  _globals['_ENTRYTYPE']._serialized_start=1744
+  _globals['_ENTRYTYPE']._serialized_end=1875
+  _globals['_ENTRYRESULT']._serialized_start=1878
+  _globals['_ENTRYRESULT']._serialized_end=2048
   _globals['_GETCHECKPOINTREQUEST']._serialized_start=108
   _globals['_GETCHECKPOINTREQUEST']._serialized_end=180
   _globals['_CHECKPOINT']._serialized_start=182
   _globals['_CHECKPOINT']._serialized_end=274
-  _globals['_GETENTRYREQUEST']._serialized_start=276
-  _globals['_GETENTRYREQUEST']._serialized_end=313
-  _globals['_ENTRY']._serialized_start=315
-  _globals['_ENTRY']._serialized_end=383
-  _globals['_LISTENTRIESREQUEST']._serialized_start=386
-  _globals['_LISTENTRIESREQUEST']._serialized_end=612
-  _globals['_ENTRYFILTER']._serialized_start=615
-  _globals['_ENTRYFILTER']._serialized_end=908
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=911
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=1075
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=1077
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=1171
-  _globals['_INCLUSIONPROOF']._serialized_start=1173
-  _globals['_INCLUSIONPROOF']._serialized_end=1257
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=1259
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=1357
-  _globals['_CONSISTENCYPROOF']._serialized_start=1359
-  _globals['_CONSISTENCYPROOF']._serialized_end=1447
-  _globals['_AUDITSERVICE']._serialized_start=1757
-  _globals['_AUDITSERVICE']._serialized_end=2186
+  _globals['_LISTTIMESTAMPSREQUEST']._serialized_start=276
+  _globals['_LISTTIMESTAMPSREQUEST']._serialized_end=372
+  _globals['_TIMESTAMP']._serialized_start=374
+  _globals['_TIMESTAMP']._serialized_end=460
+  _globals['_LISTTIMESTAMPSRESPONSE']._serialized_start=462
+  _globals['_LISTTIMESTAMPSRESPONSE']._serialized_end=568
+  _globals['_GETENTRYREQUEST']._serialized_start=570
+  _globals['_GETENTRYREQUEST']._serialized_end=607
+  _globals['_ENTRY']._serialized_start=609
+  _globals['_ENTRY']._serialized_end=677
+  _globals['_LISTENTRIESREQUEST']._serialized_start=680
+  _globals['_LISTENTRIESREQUEST']._serialized_end=906
+  _globals['_ENTRYFILTER']._serialized_start=909
+  _globals['_ENTRYFILTER']._serialized_end=1202
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=1205
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=1369
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=1371
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=1465
+  _globals['_INCLUSIONPROOF']._serialized_start=1467
+  _globals['_INCLUSIONPROOF']._serialized_end=1551
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=1553
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=1651
+  _globals['_CONSISTENCYPROOF']._serialized_start=1653
+  _globals['_CONSISTENCYPROOF']._serialized_end=1741
+  _globals['_AUDITSERVICE']._serialized_start=2051
+  _globals['_AUDITSERVICE']._serialized_end=2573
 # @@protoc_insertion_point(module_scope)

@@ -42,6 +42,11 @@ class AuditServiceStub(object):
                 request_serializer=greatseal_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
                 response_deserializer=greatseal_dot_v1_dot_audit__pb2.Checkpoint.FromString,
                 _registered_method=True)
+        self.ListTimestamps = channel.unary_unary(
+                '/greatseal.v1.AuditService/ListTimestamps',
+                request_serializer=greatseal_dot_v1_dot_audit__pb2.ListTimestampsRequest.SerializeToString,
+                response_deserializer=greatseal_dot_v1_dot_audit__pb2.ListTimestampsResponse.FromString,
+                _registered_method=True)
         self.GetEntry = channel.unary_unary(
                 '/greatseal.v1.AuditService/GetEntry',
                 request_serializer=greatseal_dot_v1_dot_audit__pb2.GetEntryRequest.SerializeToString,
@@ -72,6 +77,13 @@ class AuditServiceServicer(object):
 
     def GetCheckpoint(self, request, context):
         """Returns the newest checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTimestamps(self, request, context):
+        """Lists the RFC 3161 timestamps over checkpoints, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +124,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetCheckpoint,
                     request_deserializer=greatseal_dot_v1_dot_audit__pb2.GetCheckpointRequest.FromString,
                     response_serializer=greatseal_dot_v1_dot_audit__pb2.Checkpoint.SerializeToString,
+            ),
+            'ListTimestamps': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTimestamps,
+                    request_deserializer=greatseal_dot_v1_dot_audit__pb2.ListTimestampsRequest.FromString,
+                    response_serializer=greatseal_dot_v1_dot_audit__pb2.ListTimestampsResponse.SerializeToString,
             ),
             'GetEntry': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEntry,
@@ -164,6 +181,33 @@ class AuditService(object):
             '/greatseal.v1.AuditService/GetCheckpoint',
             greatseal_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
             greatseal_dot_v1_dot_audit__pb2.Checkpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTimestamps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greatseal.v1.AuditService/ListTimestamps',
+            greatseal_dot_v1_dot_audit__pb2.ListTimestampsRequest.SerializeToString,
+            greatseal_dot_v1_dot_audit__pb2.ListTimestampsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class AuditServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.Checkpoint]
     """Returns the newest checkpoint."""
+    ListTimestamps: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListTimestampsRequest, _audit_pb2.ListTimestampsResponse]
+    """Lists the RFC 3161 timestamps over checkpoints, oldest first."""
     GetEntry: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetEntryRequest, _audit_pb2.Entry]
     """Returns one entry."""
     ListEntries: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListEntriesRequest, _audit_pb2.ListEntriesResponse]
@@ -57,6 +59,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.Checkpoint]  # type: ignore[assignment]
     """Returns the newest checkpoint."""
+    ListTimestamps: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListTimestampsRequest, _audit_pb2.ListTimestampsResponse]  # type: ignore[assignment]
+    """Lists the RFC 3161 timestamps over checkpoints, oldest first."""
     GetEntry: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetEntryRequest, _audit_pb2.Entry]  # type: ignore[assignment]
     """Returns one entry."""
     ListEntries: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListEntriesRequest, _audit_pb2.ListEntriesResponse]  # type: ignore[assignment]
@@ -79,6 +83,14 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.Checkpoint, _abc.Awaitable[_audit_pb2.Checkpoint]]:
         """Returns the newest checkpoint."""
+
+    @_abc_1.abstractmethod
+    def ListTimestamps(
+        self,
+        request: _audit_pb2.ListTimestampsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListTimestampsResponse, _abc.Awaitable[_audit_pb2.ListTimestampsResponse]]:
+        """Lists the RFC 3161 timestamps over checkpoints, oldest first."""
 
     @_abc_1.abstractmethod
     def GetEntry(
