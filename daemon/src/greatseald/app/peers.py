@@ -15,6 +15,7 @@ from greatseal.checkpoint import open_checkpoint
 from greatseal.errors import VerificationFailed
 from greatseald.app.alarms import Alarm
 from greatseald.app.cosigning import Disagrees
+from greatseald.app.recovery import WAY_OUT
 from greatseald.domain.errors import LogUnavailable
 from greatseald.ports.sightings import OutsideUnreachable, SightingsUnusable
 
@@ -99,7 +100,7 @@ class PeerWatch:
         if checkpoint.size > have:
             raise Disagrees(
                 f"peer {peer.name} has seen {checkpoint.size} entries, and the log has {have}: the database is an older "
-                "copy, and signing on it would fork the log. Restore the newest copy"
+                f"copy, and signing on it would fork the log. {WAY_OUT}"
             )
         if checkpoint.size and await self._log.root_at(checkpoint.size) != checkpoint.root:
             raise Disagrees(

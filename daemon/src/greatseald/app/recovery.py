@@ -36,6 +36,11 @@ CLOSE_AT_ONCE: Final = 1000
 _READ_AT_ONCE: Final = 1000
 
 
+WAY_OUT: Final = (
+    "Restore the newest copy; where there is none, `greatseald log new-origin` begins another log that names this one"
+)
+
+
 class LogRefused(Exception):
     """The log cannot be gone on with as it is; the message says what disagrees and what to do."""
 
@@ -86,7 +91,7 @@ def check_anchor(tree: Tree, anchor: Anchor) -> int:
     if anchored.size > tree.size:
         message = (
             f"the log has {tree.size} entries, and the anchor {anchor.name} remembers {anchored.size} released: "
-            "the database is an older copy, and signing on it would fork the log. Restore the newest copy"
+            f"the database is an older copy, and signing on it would fork the log. {WAY_OUT}"
         )
         raise LogRefused(message)
     if anchored.size and tree.prover(anchored.size).root() != anchored.root:
@@ -120,7 +125,7 @@ def check_sightings(tree: Tree, sightings: Sightings, log_key: VerifierKey) -> N
         if checkpoint.size > tree.size:
             message = (
                 f"the log has {tree.size} entries, and {anchor} has seen {checkpoint.size} ({sightings.name}): the database "
-                "is an older copy, and signing on it would fork the log. Restore the newest copy"
+                f"is an older copy, and signing on it would fork the log. {WAY_OUT}"
             )
             raise LogRefused(message)
         if checkpoint.size and tree.prover(checkpoint.size).root() != checkpoint.root:

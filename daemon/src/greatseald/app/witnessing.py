@@ -27,6 +27,7 @@ import structlog
 from greatseal.checkpoint import read_unverified
 from greatseald.app.alarms import FIRST_PAUSE, Alarm
 from greatseald.app.cosigning import Ahead, Disagrees, cosign
+from greatseald.app.recovery import WAY_OUT
 from greatseald.domain.errors import LogUnavailable
 from greatseald.ports.sightings import OutsideUnreachable, SightingsUnusable
 
@@ -277,7 +278,7 @@ class Witnessing:
             await self._contradict(
                 asked,
                 f"witness {asked.name} has cosigned {size} entries, and the log has {self._log.size}: "
-                "the database is an older copy, and signing on it would fork the log. Restore the newest copy",
+                f"the database is an older copy, and signing on it would fork the log. {WAY_OUT}",
             )
 
     async def _contradict(self, asked: _Asked, why: str) -> None:

@@ -38,6 +38,9 @@ stores = typer.Typer(
 )
 app.add_typer(stores, name="store")
 
+logs = typer.Typer(help="The audit log itself.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(logs, name="log")
+
 ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 
@@ -241,6 +244,26 @@ def store_sql(
 
     with reporting():
         write_sql(front_role, reader_role)
+
+
+@logs.command("new-origin")
+def log_new_origin(
+    origin: Annotated[str, typer.Argument(metavar="ORIGIN", help="Name of the new log, host/path; it never changes.")],
+    config: ConfigOption,
+    closing: Annotated[
+        str, typer.Option(metavar="OLD", help="The origin of the log that ends: to be sure that this is meant.")
+    ] = "",
+    reason: Annotated[str, typer.Option(help="Why; it stands in the new log's first entry.")] = "",
+    old_store: Annotated[
+        str, typer.Option("--old-store", metavar="URL", help="With PostgreSQL: the old log's database.")
+    ] = "",
+    json: JsonOption = False,
+) -> None:
+    """End a log that cannot be gone on with, and begin another one that names it, while no daemon runs."""
+    from greatseald.cli.neworigin import new_origin
+
+    with reporting():
+        new_origin(config, origin, old_origin=closing, reason=reason, old_store=old_store, as_json=json)
 
 
 @app.command()
