@@ -7,12 +7,16 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 import greatseal
 from deployment import Deployment
+from front_site import logged
+from greatseal.cosignature import WitnessKey, require_quorum
 from greatseal.note import VerifierKey
+from outside_site import WitnessProcess, witnessed
 from postgres_server import PostgresServer
 
 
@@ -101,3 +105,45 @@ def test_a_signature_by_a_key_that_was_replaced_is_not_given_again(fronts: list[
         one.sign_digest("keys/scratch", digest, request_id=request_id)
         with pytest.raises(greatseal.RequestIdReused, match="another key"):
             other.sign_digest("keys/scratch", digest, request_id=request_id)
+
+
+@pytest.mark.softhsm
+def test_both_fronts_have_the_one_log_cosigned_and_a_database_that_went_back_is_refused(
+    new_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    """The witness knows one log: each front is told of what the other had cosigned, and takes it for no disagreement."""
+    with PostgresServer.start() as server:
+        url = server.empty_database("log")
+        pair = [new_deployment(name="first"), new_deployment(name="second")]
+        shutil.rmtree(pair[1].directory / "log")
+        shutil.copytree(pair[0].directory / "log", pair[1].directory / "log")
+        witness = WitnessProcess(tmp_path / "w1").start(pair[0].log_vkey)
+        key = WitnessKey.parse(witness.vkey)
+        for front in pair:
+            front.edit(r"^url = .*", f'url = "{url}"')
+            front.append(witness.table(timeout=10))
+            witnessed(front, "scratch", 1)
+            front.start()
+        with (
+            greatseal.Client.from_profile(pair[0].profile) as one,
+            greatseal.Client.from_profile(pair[1].profile) as other,
+        ):
+            for number in range(4):
+                for client in (one, other):
+                    digest = hashlib.sha256(f"{number}".encode()).digest()
+                    signature = client.sign_digest("keys/scratch", digest, timeout=60)
+                    assert require_quorum(signature.receipt.checkpoint, [key], 1)
+        for front in pair:
+            assert not logged(front, "anchor_disagrees")
+            front.stop()
+        # The database is lost, and the fronts' own anchors with it.
+        front = pair[0]
+        front.edit(r"^url = \"postgres.*", f'url = "{server.empty_database("again")}"')
+        for path in (front.directory / "anchor").iterdir():
+            path.unlink()
+        front.start(wait=False)
+        assert front.wait_exit() == 6
+        assert f"witness {key.name} has cosigned" in front.stderr
+        witness.stop()
+        for each in pair:
+            each.close()
