@@ -22,6 +22,7 @@ TABLES = {
     "[[log.witnesses]]": settings.WitnessTable,
     "[[log.timestamps]]": settings.TimestampTable,
     "[[log.peers]]": settings.PeerTable,
+    "[log.tiles]": settings.TilesSettings,
     "[[tokens]]": settings.TokenTable,
     '[[tokens]] type = "yubikey-piv"': settings.YubiKeyTable,
     "[[keys]]": settings.KeyTable,

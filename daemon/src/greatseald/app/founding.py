@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from greatseald.domain import entries as entry_format
+from greatseald.domain.heads import NO_AUTHORITY
 from greatseald.domain.tree import Tree, leaf_hash
 from greatseald.ports.store import Append, Head, Store, Tile
 
@@ -38,5 +39,5 @@ def begin_log(
     tree = Tree.load(0, b"", store.tile, store.entries)
     tiles = [Tile(*tile) for tile in tree.append([leaf_hash(entry)])]
     root, frontier = tree.root(), tree.frontier()
-    head = Head(1, root, frontier, seal.mac(1, root, frontier))
+    head = Head(1, root, frontier, seal.mac(1, root, frontier, NO_AUTHORITY), NO_AUTHORITY)
     store.append(Append(0, [entry], head, boot, int(now * 1000), tiles))

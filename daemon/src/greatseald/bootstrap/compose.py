@@ -35,6 +35,7 @@ from greatseald.app.admission import Admission
 from greatseald.app.audit import AuditLog
 from greatseald.app.keys import KeyRing
 from greatseald.app.outbox import Outbox
+from greatseald.app.publishing import check_published
 from greatseald.app.recovery import (
     advance_anchor,
     check_anchor,
@@ -45,6 +46,7 @@ from greatseald.app.recovery import (
 from greatseald.app.sign import Signing
 from greatseald.app.witnessing import Witnessing
 from greatseald.app.writer import LogWriter
+from greatseald.bootstrap.tiles import tile_directory
 from greatseald.config import FileProblem, Settings, load, read_head_mac_key, read_log_key, read_store_password
 from greatseald.domain.heads import HeadSeal
 from greatseald.ports.stamps import Stamps
@@ -155,6 +157,8 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
             size_before, root_before = tree.size, tree.root()
             anchored = check_anchor(tree, anchor)
             check_sightings(tree, sightings, signer.verifier)
+            if (place := tile_directory(table)) is not None:
+                check_published(tree, place)
             recovered = close_dead_intents(
                 store, tree, seal, boot=boot.bytes, instance=str(boot), origin=table.origin, clock=time.time
             )

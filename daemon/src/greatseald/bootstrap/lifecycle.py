@@ -23,6 +23,7 @@ import uvloop
 from greatseald.adapters import logs, service_manager
 from greatseald.adapters.metrics import CONTENT_TYPE, PrometheusMetrics
 from greatseald.adapters.status_http import StatusServer
+from greatseald.app.audit import AuditLog
 from greatseald.app.housekeeping import follow_others, keep_house
 from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import LogRefused
@@ -31,6 +32,7 @@ from greatseald.bootstrap.gauges import watch_state
 from greatseald.bootstrap.outside import Outside, build_outside
 from greatseald.bootstrap.process import die, forbid_core_dumps
 from greatseald.bootstrap.reload import Reloader
+from greatseald.bootstrap.tiles import Tiles
 from greatseald.bootstrap.tokens import TokenWatch
 from greatseald.config import FileProblem, Settings, split_endpoint
 from greatseald.domain.errors import ArgumentInvalid, GreatsealError
@@ -84,7 +86,8 @@ class _Daemon:
         self.stopping = asyncio.Event()
         self.stop_reason = ""
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.outboxes: list[asyncio.Task[Any]] = []
+        self.tailers: list[asyncio.Task[Any]] = []
+        self.tiles: Tiles | None = None
         self.following: asyncio.Task[Any] | None = None
         self.why_not_serving = "starting"
 
@@ -116,30 +119,26 @@ class _Daemon:
         reloader = Reloader(settings, self.environment, core, certificates, log, self.metrics)
         admin = AdminServer(settings.server.admin_socket, AdminService(_Operations(opened, reloader, core)).handlers())
         status = self._status_server()
+        self.tiles = Tiles.build(settings, log, core.access, self.metrics.state)
         try:
             address = server.bind()
             if status is not None:
                 _log.info("metrics_listening", address=await self._start_status(status))
+            if self.tiles is not None:
+                await self._start_tiles(self.tiles)
         except CannotListenError as error:
             opened.close()
             raise StartRefused(5, str(error)) from error
 
         log.start()
         self._listen_to_signals(reloader)
-        if not opened.shared:
-            await self._ask_outside(outside, opened)
-        await self._record_start(opened, address)
-        if opened.shared:  # only now can a checkpoint be signed, which witnesses want to see
-            await self._ask_outside(outside, opened)
+        await self._open_for_entries(opened, outside, address)
         await self._unless_stopped(watch.start(core.keys, log, self._spawn))
         try:
             await admin.start()
         except CannotListenError as error:
             die(f"cannot start: {error}", exit_code=5)
-        self._spawn(keep_house(core.access, log, request_retention_days=settings.log.request_retention_days))
-        self.outboxes = [self._spawn(outbox.run()) for outbox in outboxes]
-        for work in outside.works():
-            self._spawn(work)
+        self._spawn_background(core, log, outboxes, outside)
         if not self.stopping.is_set():
             self._check_health(opened)
             self._spawn(self._watch_health(opened))
@@ -156,6 +155,8 @@ class _Daemon:
         await admin.stop()
         if status is not None:
             await status.stop()
+        if self.tiles is not None:
+            await self.tiles.stop()
         outside.close()
         self._remove_addresses()
         return 0
@@ -177,6 +178,24 @@ class _Daemon:
         except (SinkError, FileProblem) as error:
             opened.close()
             raise StartRefused(5, str(error)) from error
+
+    async def _open_for_entries(self, opened: compose.OpenLog, outside: Outside, address: str) -> None:
+        """Compare the log with what everybody outside has seen, and record the start."""
+        if not opened.shared:
+            await self._ask_outside(outside, opened)
+        await self._record_start(opened, address)
+        if opened.shared:  # only now can a checkpoint be signed, which witnesses want to see
+            await self._ask_outside(outside, opened)
+
+    def _spawn_background(self, core: compose.Core, log: AuditLog, outboxes: list[Outbox], outside: Outside) -> None:
+        """Begin what runs beside the requests."""
+        days = self.settings.log.request_retention_days
+        self._spawn(keep_house(core.access, log, request_retention_days=days))
+        self.tailers = [self._spawn(outbox.run()) for outbox in outboxes]
+        if self.tiles is not None:
+            self.tailers.append(self._spawn(self.tiles.publishing.run()))
+        for work in outside.works():
+            self._spawn(work)
 
     async def _record_start(self, opened: compose.OpenLog, address: str) -> None:
         info: dict[str, str | int] = {
@@ -210,7 +229,7 @@ class _Daemon:
         service_manager.notify("READY=1", f"STATUS=listening on {address}")
 
     def _remove_addresses(self) -> None:
-        for name in ("address", "metrics_address"):
+        for name in ("address", "metrics_address", "tiles_address"):
             (self.settings.server.run_dir / name).unlink(missing_ok=True)
 
     @property
@@ -236,6 +255,14 @@ class _Daemon:
             raise CannotListenError(message) from error
         _write_atomically(self.settings.server.run_dir / "metrics_address", address + "\n")
         return address
+
+    async def _start_tiles(self, tiles: Tiles) -> None:
+        try:
+            address = await tiles.listen()
+        except OSError as error:
+            raise CannotListenError(f"cannot listen for [log.tiles]: {error.strerror}") from error
+        if address:
+            _write_atomically(self.settings.server.run_dir / "tiles_address", address + "\n")
 
     # ------------------------------------------------------------------------------ while it runs
 
@@ -340,9 +367,9 @@ class _Daemon:
             await opened.log.checkpoint()  # so that the anchor knows of the last entry: a log cut there is refused
         except GreatsealError as error:
             _log.error("stop_not_recorded", why=error.message)
-        for outbox in self.outboxes:
-            outbox.cancel()  # what it has not delivered, the next start delivers
-        await asyncio.gather(*self.outboxes, return_exceptions=True)
+        for tailer in self.tailers:
+            tailer.cancel()  # what it has not delivered, the next start delivers
+        await asyncio.gather(*self.tailers, return_exceptions=True)
         if self.following is not None:
             self.following.cancel()  # it reads the store, which is about to close
         await asyncio.to_thread(opened.log.stop)

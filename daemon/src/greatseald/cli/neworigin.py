@@ -270,6 +270,8 @@ def _report(settings: Settings, old: _Old, done: _Change, *, as_json: bool) -> N
     say("What belongs to it was set aside, and nothing deleted:")
     for path in done.aside:
         say(f"  {path}")
+    if settings.log.tiles is not None:
+        say(f"{settings.log.tiles.directory} still holds the old log's tiles: name another directory in [log.tiles].")
     say("The new log's verifier key, for everybody who verifies, for witnesses and for mirrors:")
     print(done.vkey)
     say("Receipts of the old log verify with its own verifier key, as ever:")

@@ -224,6 +224,15 @@ def _model_of(table: str, row: Any) -> type[Table]:
     return _MANY[table]
 
 
+def _model_at(model: type[Table], place: Place) -> type[Table]:
+    """The model of the table that a place within `model` lies in: of a table within a table its own."""
+    for part in place[:-1]:
+        field = model.model_fields.get(str(part))
+        kinds = get_args(field.annotation) if field is not None else ()
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), model)
+    return model
+
+
 _TYPES: Final = {
     "string_type": "a string",
     "int_type": "a whole number",
@@ -244,15 +253,6 @@ _TOML_NAMES: Final = {
 }
 
 
-def _model_at(model: type[Table], place: Place) -> list[str]:
-    """The known keys of the table at a place within another: `[[log.witnesses]]` is one."""
-    for part in place[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = [each for each in get_args(field.annotation) if isinstance(each, type)] if field is not None else []
-        model = next((each for each in inner if issubclass(each, Table)), model)
-    return list(model.model_fields)
-
-
 def _explain(detail: Any, model: type[Table]) -> tuple[str, str]:
     """Say one pydantic error in our words: what is wrong, and a hint or nothing."""
     kind: str = detail["type"]
@@ -262,7 +262,8 @@ def _explain(detail: Any, model: type[Table]) -> tuple[str, str]:
     if kind == "missing":
         message = "is required"
     elif kind == "extra_forbidden":
-        message, hint = "is not a known key", did_you_mean(str(detail["loc"][-1]), _model_at(model, detail["loc"]))
+        inner = _model_at(model, detail["loc"])
+        message, hint = "is not a known key", did_you_mean(str(detail["loc"][-1]), inner.model_fields)
     elif kind in _TYPES:
         message = f"must be {_TYPES[kind]}, and is {_TOML_NAMES.get(type(value), type(value).__name__)}"
     elif kind == "enum":

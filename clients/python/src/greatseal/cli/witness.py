@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import ssl
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated, Final
@@ -81,9 +82,10 @@ def serve(
     listen: Annotated[str, typer.Option(help="host:port; anything but loopback needs TLS.")] = "127.0.0.1:8450",
     tls_cert: Annotated[Path | None, typer.Option(help="Our certificate chain, PEM.", show_default=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM, mode 0600.", show_default=False)] = None,
+    json: JsonOption = False,
 ) -> None:
     """Cosign checkpoints over HTTP (C2SP tlog-witness) until SIGTERM: only those that extend the last one of their log."""
-    session_of(context)
+    session = session_of(context, as_json=json)
     from greatseal.cosignature import WitnessKey, WitnessSigner
     from greatseal.errors import VerificationFailed
     from greatseal.profile import log_key_of, read_log_key
@@ -117,8 +119,11 @@ def serve(
         signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
     for origin, size in witness.sizes.items():
         say(f"{origin}: {f'cosigned up to {size} entries' if size else 'nothing cosigned yet'}")
-    bound = server.server_address[1]
-    say(f"greatseal witness ready: {vkey.name} listens on {f'[{host}]' if ':' in host else host}:{bound}")
+    address = f"{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
+    if session.as_json:
+        session.emit({"name": vkey.name, "address": address, "sizes": witness.sizes})
+        sys.stdout.flush()
+    say(f"greatseal witness ready: {vkey.name} listens on {address}")
     try:
         server.serve_forever(poll_interval=0.2)
     finally:
