@@ -32,6 +32,8 @@ from cryptography.hazmat.primitives.serialization import (  # noqa: E402
 from cryptography.x509.oid import NameOID  # noqa: E402
 
 from greatseal.ids import new_request_id  # noqa: E402
+from greatseal.timestamps import parse_line  # noqa: E402
+from greatseal.tlogwitness import AddCheckpoint  # noqa: E402
 from greatseal.v1 import audit_pb2, signing_pb2  # noqa: E402
 from greatseald.adapters.tokens import frames  # noqa: E402
 from greatseald.ports.tokens import NotSigned, Operation, Signed  # noqa: E402
@@ -39,7 +41,7 @@ from greatseald.rpc import conversion  # noqa: E402
 from sample_log import as_json, oms_document  # noqa: E402
 
 GOLDEN = HERE.parent / "golden"
-LOG, OMS = GOLDEN / "0.1", GOLDEN / "oms-0.1"
+LOG, OMS, ANCHORS = GOLDEN / "0.1", GOLDEN / "oms-0.1", GOLDEN / "anchors-0.1"
 CORPUS = HERE / "corpus"
 
 
@@ -56,6 +58,12 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     for name, data in (("oms", statement), ("slsa", as_json(annotated)), ("unordered", as_json(unordered))):
         yield "statement", name, data
         yield "strictjson", name, data
+    stamps = (ANCHORS / "timestamps.jsonl").read_bytes()
+    yield "cosigned", "golden", (ANCHORS / "checkpoint").read_bytes()
+    yield "witness-request", "first", AddCheckpoint(0, (), (LOG / "checkpoint").read_text()).body()
+    yield "witness-request", "grown", AddCheckpoint(3, (bytes(32), b"x" * 32), (LOG / "checkpoint").read_text()).body()
+    yield "timestamp-line", "golden", stamps
+    yield "timestamp", "golden", parse_line(stamps).response
     yield "strictjson", "escapes", rb'{"\ud83e\udd99":"\ud800","a":1,"a":2,"n":[1e999,-0.0,00]}'
     yield "strictjson", "levels", b"[" * 80 + b"]" * 80
     for name in ("checkpoint", "checkpoint-3"):

@@ -16,14 +16,24 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from targets import target, told
 
 from greatseal.checkpoint import open_checkpoint
-from greatseal.note import VerifierKey
+from greatseal.cosignature import WitnessKey, require_quorum
+from greatseal.note import VerifierKey, parse_note
 from greatseal.oms import bundle as oms_bundle
 from greatseal.oms.certificates import load_certificate, parse_roots, require_signing_leaf, verify_chain
 from greatseal.oms.errors import BundleInvalid, SignerUntrusted
 from greatseal.receipt import Receipt
 from greatseal.signatures import load_public_key
+from greatseal.timestamps import parse_line, read_roots, read_timestamps, verify_response
 from greatseal.tlog import leaf_hash
-from greatseal.verification import CheckpointInvalid, NoteInvalid, ReceiptInvalid
+from greatseal.tlogwitness import parse_request
+from greatseal.verification import (
+    CheckpointInvalid,
+    NoteInvalid,
+    ProofInvalid,
+    QuorumMissing,
+    ReceiptInvalid,
+    TimestampInvalid,
+)
 from greatseald.adapters.authn.certificate import read_caller
 from greatseald.domain.errors import IdentityInvalid
 from sample_log import Pair, SampleLog
@@ -31,6 +41,7 @@ from sample_log import Pair, SampleLog
 GOLDEN = Path(__file__).parents[1] / "golden"
 LOG = GOLDEN / "0.1"
 OMS = GOLDEN / "oms-0.1"
+ANCHORS = GOLDEN / "anchors-0.1"
 
 _LOG_KEY = VerifierKey.parse((LOG / "log.vkey").read_text())
 _HEADS = {open_checkpoint((LOG / name).read_text(), _LOG_KEY) for name in ("checkpoint", "checkpoint-3")}
@@ -39,6 +50,11 @@ _OWN_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 _SIGNATURES = {
     (bytes.fromhex(each["tbs"]), base64.b64decode(each["sig"])) for each in map(json.loads, _ENTRIES) if "sig" in each
 }
+_WITNESS = WitnessKey.parse((ANCHORS / "witness.vkey").read_text())
+_COSIGNED = (ANCHORS / "checkpoint").read_bytes()
+_TSA_ROOTS = read_roots([ANCHORS / "tsa-root.pem"])
+(_STAMPED,) = read_timestamps(ANCHORS / "timestamps.jsonl")
+_STAMPED_AT = verify_response(_STAMPED.response, _STAMPED.checkpoint.encode(), _TSA_ROOTS)
 _SIGNERS = [load_public_key(path.read_bytes()) for path in sorted(LOG.glob("*.pem"))]
 
 
@@ -50,6 +66,47 @@ def checkpoint(data: bytes) -> None:
         told(error)
         return
     assert head in _HEADS, "a checkpoint opened that the log never signed"
+
+
+@target("cosigned", b"witness.example/w1 ", b"\n\n", "— ".encode(), b"23\n", b"=\n")
+def cosigned(data: bytes) -> None:
+    try:
+        found = require_quorum(data, [_WITNESS], 1)
+    except (NoteInvalid, QuorumMissing) as error:
+        told(error)
+        return
+    assert found == {_WITNESS.name: 1_767_225_600}
+    assert parse_note(data).text == parse_note(_COSIGNED).text, "a cosignature was believed on another checkpoint"
+
+
+@target("witness-request", b"old ", b"\n\n", b"=\n", "— ".encode())
+def witness_request(data: bytes) -> None:
+    try:
+        request = parse_request(data)
+    except ProofInvalid as error:
+        told(error)
+        return
+    assert request.body() == data
+
+
+@target("timestamp-line", b'"authority":"', b'"checkpoint":"', b'"response":"', b"\\n", b"==")
+def timestamp_line(data: bytes) -> None:
+    try:
+        stamped = parse_line(data)
+    except TimestampInvalid as error:
+        told(error)
+        return
+    assert parse_line(stamped.line().encode()) == stamped
+
+
+@target("timestamp", b"\x30\x82", b"\x06\x09", b"\x04\x20", b"\x18\x0f", b"\x02\x01\x00", b"\xa0\x82")
+def timestamp(data: bytes) -> None:
+    try:
+        time = verify_response(data, _STAMPED.checkpoint.encode(), _TSA_ROOTS)
+    except TimestampInvalid as error:
+        told(error)
+        return
+    assert time == _STAMPED_AT, "a timestamp was believed that the authority never gave"
 
 
 @target("receipt", b'"intent"', b'"outcome"', b'"entry":"', b'"proof":"', b"index ", b"\\n", b"mediaType")

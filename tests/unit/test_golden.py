@@ -12,10 +12,12 @@ import pytest
 
 from greatseal.algorithms import Algorithm
 from greatseal.checkpoint import open_checkpoint
+from greatseal.cosignature import WitnessKey, require_quorum
 from greatseal.note import VerifierKey
 from greatseal.receipt import Receipt
 from greatseal.signatures import load_public_key
 from greatseal.statement import parse_statement
+from greatseal.timestamps import read_roots, read_timestamps, verify
 from greatseal.tlog import RootHash, leaf_hash, verify_consistency
 from greatseal.verification import ReceiptInvalid
 
@@ -94,3 +96,19 @@ def test_its_statements_are_still_read(version: Path):
 def test_no_private_key_was_kept(version: Path):
     for file in version.iterdir():
         assert b"PRIVATE" not in file.read_bytes()
+
+
+ANCHORS = GOLDEN / "anchors-0.1"
+
+
+def test_cosignatures_of_released_versions_verify():
+    key = WitnessKey.parse((ANCHORS / "witness.vkey").read_text())
+    note = (ANCHORS / "checkpoint").read_text()
+    assert open_checkpoint(note, vkey(GOLDEN / "0.1")).size == 23
+    assert require_quorum(note, [key], 1) == {"witness.example/w1": 1_767_225_600}
+
+
+def test_timestamps_of_released_versions_verify():
+    (stamped,) = read_timestamps(ANCHORS / "timestamps.jsonl")
+    proven = verify(stamped, vkey(GOLDEN / "0.1"), read_roots([ANCHORS / "tsa-root.pem"]))
+    assert (proven.checkpoint.size, proven.time.year) == (23, 2026)
