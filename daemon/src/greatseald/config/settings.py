@@ -260,6 +260,7 @@ class LogSettings(Table):
     head_mac_key_file: FilePath
     reserve_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 256 * MIB
     request_retention_days: Annotated[int, Field(ge=1, le=36_500)] = 30
+    index: bool = True
     tiles: TilesSettings | None = None
 
     @property

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from greatseald.app.access import Access
     from greatseald.app.audit import AuditLog
+    from greatseald.app.search import Candidates
     from greatseald.rpc.gate import Call, Gate
 
 _SERVICE: Final = "/greatseal.v1.AuditService/"
@@ -26,9 +27,9 @@ _MAX_PAGE: Final = 1000
 class AuditService:
     """`greatseal.v1.AuditService`. Everything needs the action `readAudit`."""
 
-    def __init__(self, log: AuditLog, access: Access) -> None:
+    def __init__(self, log: AuditLog, access: Access, index: Candidates | None = None) -> None:
         self._log = log
-        self._search = LogSearch(log.entries)
+        self._search = LogSearch(log, index)
         self._access = access
 
     def handlers(self, gate: Gate) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -95,6 +96,7 @@ class AuditService:
             intents=[self._entry(index, data) for index, data in page.intents],
             next_page_token=following,
             log_size=size,
+            pruned_size=await self._log.pruned_size(),
         )
 
     async def get_inclusion_proof(

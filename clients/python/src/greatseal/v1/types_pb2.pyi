@@ -135,6 +135,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
     TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 27
     """The caller may read tokens, and no token has this name (NOT_FOUND)."""
+    ENTRY_PRUNED: _ErrorReason.ValueType  # 40
+    """The entry was dropped after an export; metadata `export` says where that is, `pruned_size` below which entries
+    were (NOT_FOUND).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed: the `reason` of the one google.rpc.ErrorInfo that every error
@@ -197,6 +201,10 @@ INTERNAL_FAULT: ErrorReason.ValueType  # 26
 """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
 TOKEN_NOT_FOUND: ErrorReason.ValueType  # 27
 """The caller may read tokens, and no token has this name (NOT_FOUND)."""
+ENTRY_PRUNED: ErrorReason.ValueType  # 40
+"""The entry was dropped after an export; metadata `export` says where that is, `pruned_size` below which entries
+were (NOT_FOUND).
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
