@@ -31,13 +31,15 @@ def grow(deployment: Deployment, entries: Iterable[bytes], at_once: int = AT_ONC
     store = open_store(settings.store.url, boot.bytes, store_options(settings))
     try:
         tree = open_tree(store, seal)
+        newest = store.head()
+        authority = newest.authority if newest is not None else None
         rest = iter(entries)
         while batch := list(itertools.islice(rest, at_once)):
             start = tree.size
             tree.mark()
             tiles = [Tile(*tile) for tile in tree.append([leaf_hash(entry) for entry in batch])]
             root, frontier = tree.root(), tree.frontier()
-            head = Head(tree.size, root, frontier, seal.mac(tree.size, root, frontier))
+            head = Head(tree.size, root, frontier, seal.mac(tree.size, root, frontier, authority), authority)
             store.append(Append(start, batch, head, boot.bytes, time.time_ns() // 1_000_000, tiles))
         return tree.size
     finally:

@@ -64,6 +64,9 @@ def test_what_was_pruned_is_gone_but_for_admin_entries_and_the_last(store: Store
             store.entries(start, 330)
         assert caught.value.size == 24
     assert store.entries(24, 330) == before[24:]
+    assert store.entries(7, 8) == [ADMIN]
+    with pytest.raises(EntriesPruned):
+        store.entries(8, 9)
     assert store.kept(0, 1 << 40, 10) == [(7, ADMIN), (19, ADMIN), (23, before[23])]
     assert store.kept(0, 23, 1, descending=True) == [(19, ADMIN)]
     assert store.kept(8, 19, 10) == []

@@ -226,13 +226,7 @@ class AuditLog:
         if not 0 <= index < self.size:
             message = f"the log has {self.size} entries, and none with index {index}"
             raise EntryNotFound(message)
-        try:
-            return self.read(index, index + 1)[0]
-        except EntryPruned:
-            kept = self._kept(index, index + 1, 1)
-            if not kept:
-                raise
-            return kept[0][1]
+        return self.read(index, index + 1)[0]
 
     async def entries(self, start: int, end: int) -> list[bytes]:
         """Return the exact bytes of committed entries `start` to `end` (excluded), clipped to the log.

@@ -192,7 +192,7 @@ def _prune_entry(store: Store, pruned: Pruned) -> tuple[bytes, _Admin]:
     try:
         found = store.entries(pruned.entry, pruned.entry + 1)
     except EntriesPruned:
-        found = [entry for _, entry in store.kept(pruned.entry, pruned.entry + 1, 1)]
+        found = []
     try:
         return (found[0], msgspec.json.decode(found[0], type=_Admin)) if found else (b"", _Admin())
     except msgspec.MsgspecError:

@@ -184,12 +184,22 @@ class PostgresStore:
                     ),
                 )
             run(
-                "INSERT INTO greatseal.commits (size, time_ms, boot, root, frontier, mac, entries) VALUES (%s, %s, %b, %b, %b, %b, %b)",
-                (size, batch.time_ms, batch.boot, head.root, head.frontier, head.mac, packed.pack(batch.entries)),
+                "INSERT INTO greatseal.commits (size, time_ms, boot, root, frontier, mac, authority, entries) "
+                "VALUES (%s, %s, %b, %b, %b, %b, %s, %b)",
+                (
+                    size,
+                    batch.time_ms,
+                    batch.boot,
+                    head.root,
+                    head.frontier,
+                    head.mac,
+                    head.authority,
+                    packed.pack(batch.entries),
+                ),
             )
             moved = run(
-                "UPDATE greatseal.head SET size = %s, root = %b, frontier = %b, mac = %b WHERE size = %s",
-                (size, head.root, head.frontier, head.mac, batch.expected_size),
+                "UPDATE greatseal.head SET size = %s, root = %b, frontier = %b, mac = %b, authority = %s WHERE size = %s",
+                (size, head.root, head.frontier, head.mac, head.authority, batch.expected_size),
             )
         if fences is not None:
             _require_fences(intents, {row[0] for row in fences})
@@ -258,7 +268,7 @@ class PostgresStore:
             self._break("a check of its commit connection", psycopg.OperationalError(gone))
 
     def head(self) -> Head | None:
-        rows = self._rows("SELECT size, root, frontier, mac FROM greatseal.head WHERE size > 0")
+        rows = self._rows("SELECT size, root, frontier, mac, authority FROM greatseal.head WHERE size > 0")
         return Head(*rows[0]) if rows else None
 
     def entries(self, start: int, end: int) -> list[bytes]:
@@ -276,7 +286,10 @@ class PostgresStore:
             # Only where something is missing: a look at what was pruned for each read would cost a trip.
             pruned = self.pruned()
             if pruned is not None and start < pruned.size:
-                raise EntriesPruned(pruned.size) from None
+                kept = self.kept(start, end, 1) if end - start == 1 else []
+                if not kept:
+                    raise EntriesPruned(pruned.size) from None
+                return [kept[0][1]]
             self._broken = f"the audit log's store ({self._where}) holds malformed rows: {error}"
             raise StoreBroken(self._broken) from error
 

@@ -65,6 +65,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (request_id, caller, attempt)
     ) STRICT, WITHOUT ROWID;
     """,
+    # Where the newest entry stands that gives authority; NULL in commits of before.
+    """
+    ALTER TABLE commits ADD COLUMN authority INTEGER;
+    """,
     # What was dropped after an export, and what was kept of it.
     """
     CREATE TABLE pruned (
