@@ -13,52 +13,32 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from result import Result
 
 from deployment import Deployment
-from greatseald.adapters.store.opening import open_store
-from greatseald.app.recovery import open_tree
-from greatseald.bootstrap.compose import read_settings
-from greatseald.config import read_head_mac_key
 from greatseald.domain import entries as entry_format
-from greatseald.domain.heads import HeadSeal
-from greatseald.domain.tree import leaf_hash
-from greatseald.ports.store import Append, Head, Tile
+from grown_log import grow
 
 SMALL: Final = 1_000
 LARGE: Final = 10_000_000
 QUICK: Final = 200_000
 AIM: Final = 1.5
-_AT_ONCE: Final = 16 * 1024
 _RESIDENT: Final = re.compile(r"VmRSS:\s+(\d+) kB")
 
 
-def grow(deployment: Deployment, size: int) -> None:
-    """Append entries about nothing to a log until it has `size` of them."""
-    settings = read_settings(deployment.config, {})
-    boot = uuid.uuid4()
-    seal = HeadSeal(read_head_mac_key(settings.log.head_mac_key_file))
-    store = open_store(settings.store.url, boot.bytes)
-    try:
-        tree = open_tree(store, seal)
-        sample = entry_format.encode(
-            entry_format.Admin(
-                info={"n": 0}, inst=str(boot), log=settings.log.origin, ts="2026-01-02T03:04:05.678901Z", what="reload"
-            )
+def filler(origin: str, start: int, end: int) -> Iterator[bytes]:
+    """Entries about nothing, by their index."""
+    sample = entry_format.encode(
+        entry_format.Admin(
+            info={"n": 0}, inst=str(uuid.uuid4()), log=origin, ts="2026-01-02T03:04:05.678901Z", what="reload"
         )
-        before, after = sample.split(b'"n":0')
-        while (start := tree.size) < size:
-            entries = [before + b'"n":%d' % n + after for n in range(start, min(start + _AT_ONCE, size))]
-            tree.mark()
-            tiles = [Tile(*tile) for tile in tree.append([leaf_hash(entry) for entry in entries])]
-            root, frontier = tree.root(), tree.frontier()
-            head = Head(tree.size, root, frontier, seal.mac(tree.size, root, frontier))
-            store.append(Append(start, entries, head, boot.bytes, time.time_ns() // 1_000_000, tiles))
-    finally:
-        store.close()
+    )
+    before, after = sample.split(b'"n":0')
+    return (before + b'"n":%d' % number + after for number in range(start, end))
 
 
 def log_scale(directory: Path, rounds: int, large: int) -> tuple[Result, Result]:
@@ -68,7 +48,7 @@ def log_scale(directory: Path, rounds: int, large: int) -> tuple[Result, Result]
     memory = Result("log-scale-memory", "MiB resident", against, AIM, at_most=True)
     sites = [Deployment.create(directory, name=name) for name in ("large", "small")]
     for site, size in zip(sites, (large, SMALL), strict=True):
-        grow(site, size)
+        grow(site, filler("greatseal.local/log", 0, size))
         if rounds > 1:
             _run(site, start)  # what a first start leaves behind is not measured
     for _ in range(rounds):

@@ -299,8 +299,8 @@ def test_an_older_schema_is_migrated_with_everything_in_it(
 
 def test_several_steps_are_taken_in_order(database: Path) -> None:
     steps = (*sqlite_schema.MIGRATIONS, SECOND, "ALTER TABLE notes ADD COLUMN more TEXT", "DROP TABLE notes")
-    # From the second version on: the first lacks what a commit writes.
-    for upto in (2, 3, len(steps)):
+    # From this daemon's version on: an older one lacks what it reads and writes.
+    for upto in (len(sqlite_schema.MIGRATIONS), len(sqlite_schema.MIGRATIONS) + 1, len(steps)):
         SqliteStore(str(database), BOOT, steps[:upto]).close()
     connection = apsw.Connection(str(database))
     assert connection.pragma("user_version") == len(steps)

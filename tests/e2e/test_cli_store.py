@@ -12,6 +12,7 @@ import pytest
 import greatseal
 from deployment import Deployment, greatseald
 from greatseald.adapters.store.postgres_schema import MIGRATIONS
+from grown_log import grow, signatures
 from postgres_server import PostgresServer
 
 pytestmark = [pytest.mark.postgres, pytest.mark.softhsm]
@@ -151,3 +152,34 @@ def test_the_sql_for_administrators_runs_in_one_transaction(site: Deployment, se
     server.run(done.stdout, "log")
     with site.running():
         assert site.client("whoami").returncode == 0
+
+
+def test_exported_entries_are_dropped_by_the_owner_and_by_nobody_else(
+    site: Deployment, server: PostgresServer, tmp_path: Path
+) -> None:
+    assert store(site, server, "init").returncode == 0
+    grow(site, signatures("greatseal.local/log", 0, 9_000), at_once=500)
+    export, options = tmp_path / "export", ("--before", "1200", "--exported", tmp_path / "export")
+    with site.running():
+        assert site.client("audit", "export", export).returncode == 0
+        without = site.daemon("log", "prune", *options)
+        assert (without.returncode, "--as" in without.stderr) == (2, True)
+        front = site.daemon(
+            *("log", "prune", *options, "--as", server.url("log", "seal_front")),
+            *("--as-password-file", site.directory / "front.password"),
+        )
+        assert (front.returncode, "permission denied" in front.stderr) == (5, True), front.stderr
+        done = site.daemon(
+            *("log", "prune", *options, "--json", "--as", server.url("log", "seal_owner")),
+            *("--as-password-file", site.directory / "owner.password"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["pruned_below"] == 1000
+        with greatseal.Client.from_profile(site.profile) as client:
+            assert client.audit.pruned_size() == 1000
+            with pytest.raises(greatseal.NotFound, match="pruned after an export"):
+                client.audit.entry(5)
+        assert site.client("audit", "verify").returncode == 0
+    with site.running():
+        assert site.client("audit", "verify").returncode == 0
+        assert site.client("audit", "verify", "--directory", export).returncode == 0

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from targets import TOML_WORDS, target, told
 
 from greatseal.v1 import audit_pb2, signing_pb2
+from greatseald.adapters import plain_http, tiles_http
 from greatseald.adapters.anchor import FileAnchor, _Slot, _text
 from greatseald.adapters.tokens import frames
 from greatseald.adapters.tokens.ledger import (
@@ -69,6 +70,32 @@ def _bodies(data: bytes, piece: int) -> list[bytes | None]:
             return [*found, None]
     assert len(buffer._data) <= len(data)
     return found
+
+
+@target(
+    "http-request",
+    b"GET ",
+    b" HTTP/1.1\r\n",
+    b"\r\n",
+    b"/tile/",
+    b"entries/",
+    b"x001/",
+    b".p/",
+    b"/../",
+    b"Content-Length: ",
+)
+def http_request(data: bytes) -> None:
+    """A request's head, and which tile it means: none but one whose path is written in the one way that C2SP has."""
+    request = plain_http._parse(data[:4096] + b"\r\n\r\n", "peer", b"")
+    if request is None:
+        return
+    assert request.path.startswith("/")
+    assert all("\r" not in value and "\n" not in value for value in request.headers.values())
+    name = tiles_http._name(request.path)
+    if name is not None:
+        assert f"/{name}" == request.path
+        assert ".." not in name
+        assert name == "checkpoint" or name.startswith("tile/")
 
 
 @target("ledger", HEADER, bytes(7), b"\x40")

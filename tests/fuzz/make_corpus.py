@@ -65,6 +65,9 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     yield "timestamp-line", "golden", stamps
     yield "timestamp", "golden", parse_line(stamps).response
     yield "strictjson", "escapes", rb'{"\ud83e\udd99":"\ud800","a":1,"a":2,"n":[1e999,-0.0,00]}'
+    yield "http-request", "tile", b'GET /tile/entries/x001/234.p/17 HTTP/1.1\r\nHost: a\r\nIf-None-Match: "x"'
+    yield "http-request", "checkpoint", b"HEAD /checkpoint?x=1 HTTP/1.0"
+    yield "http-request", "body", b"GET /tile/0/000 HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked"
     yield "strictjson", "levels", b"[" * 80 + b"]" * 80
     for name in ("checkpoint", "checkpoint-3"):
         for target in ("note", "checkpoint"):

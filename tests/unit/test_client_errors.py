@@ -21,6 +21,7 @@ TABLE = [
     ("KEY_NOT_FOUND", "NOT_FOUND", errors.NotFound, 2),
     ("TOKEN_NOT_FOUND", "NOT_FOUND", errors.NotFound, 2),
     ("ENTRY_NOT_FOUND", "NOT_FOUND", errors.NotFound, 2),
+    ("ENTRY_PRUNED", "NOT_FOUND", errors.NotFound, 2),
     ("ARGUMENT_INVALID", "INVALID_ARGUMENT", errors.InvalidRequest, 2),
     ("DIGEST_INVALID", "INVALID_ARGUMENT", errors.InvalidRequest, 2),
     ("ALGORITHM_NOT_OFFERED", "INVALID_ARGUMENT", errors.InvalidRequest, 2),

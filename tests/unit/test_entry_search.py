@@ -13,6 +13,7 @@ import pytest
 from greatseald.app.search import CHUNK, MOST_EXAMINED, LogSearch, Page
 from greatseald.domain import entries as entry_format
 from greatseald.domain.entry_query import EntryQuery, read
+from greatseald.domain.errors import EntryPruned
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -48,19 +49,35 @@ def _sample(count: int, seed: int = 1) -> list[bytes]:
 
 
 class _Log:
-    def __init__(self, entries: list[bytes]) -> None:
+    def __init__(self, entries: list[bytes], pruned: int = 0) -> None:
         self.all = entries
+        self.pruned = pruned
         self.given = 0
 
     async def entries(self, start: int, end: int) -> list[bytes]:
+        if start < self.pruned:
+            raise EntryPruned("it was")
         found = self.all[start:end]
         self.given += len(found)
         return found
 
+    async def pruned_size(self) -> int:
+        return self.pruned
+
+    async def following(
+        self, at: int, low: int, high: int, count: int, *, descending: bool
+    ) -> tuple[list[tuple[int, bytes]], int]:
+        places = range(at, low - 1, -1) if descending else range(at, high)
+        there = [index for index in places if index >= self.pruned or b'"t": "admin"' in self.all[index]][:count]
+        self.given += len(there)
+        end = low - 1 if descending else high
+        step = -1 if descending else 1
+        return [(index, self.all[index]) for index in there], there[-1] + step if len(there) == count else end
+
 
 def _pages(log: _Log, query: EntryQuery, *, limit: int, descending: bool, with_intents: bool = False) -> list[Page]:
     async def go() -> list[Page]:
-        search, size, pages = LogSearch(log.entries), len(log.all), []
+        search, size, pages = LogSearch(log), len(log.all), []
         at: int | None = size - 1 if descending else 0
         while at is not None:
             page = await search.page(query, at, limit, size, descending=descending, with_intents=with_intents)
@@ -105,6 +122,24 @@ def test_a_search_finds_what_matches_and_nothing_twice(query: EntryQuery, limit:
     found = [index for page in pages for index, _ in page.entries]
     assert found == sorted(_expected(log.all, query), reverse=descending)
     assert all(len(page.entries) <= limit for page in pages)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("descending", [False, True])
+def test_of_a_pruned_log_what_is_left_is_found(query: EntryQuery, descending: bool):
+    """Admin entries of before, and outcomes whose intents are still there."""
+    log = _Log(_sample(900), pruned=400)
+    pages = _pages(log, query, limit=7, descending=descending, with_intents=True)
+    found = [index for page in pages for index, _ in page.entries]
+    facts = [read(data) for data in log.all]
+
+    def judged(index: int) -> bool:
+        intent = facts[index].intent
+        gone = intent is not None and intent.index < log.pruned and query.needs_intent
+        return (index >= log.pruned or facts[index].t == "admin") and not gone
+
+    assert found == sorted(filter(judged, _expected(log.all, query)), reverse=descending)
+    assert all(index >= log.pruned for page in pages for index, _ in page.intents)
 
 
 def test_the_conditions_mean_what_they_say():

@@ -261,6 +261,12 @@ class AsyncAudit:
             for entry in page.entries:
                 yield entry
 
+    async def pruned_size(self, *, timeout: float | None = None) -> int:
+        """Return the size below which entries were dropped after an export; 0 where none were."""
+        async for page in self.pages(page_size=1, timeout=timeout):
+            return page.pruned_size
+        return 0
+
     async def pages(
         self,
         start: int = 0,

@@ -233,6 +233,11 @@ class Audit:
         """Return one entry."""
         return self._connection.run(self._calls.entry(index, timeout))
 
+    def pruned_size(self, *, timeout: float | None = None) -> int:
+        """Return the size below which entries were dropped after an export; 0 where none were."""
+        page = next(iter(self.pages(page_size=1, timeout=timeout)), None)
+        return 0 if page is None else page.pruned_size
+
     def entries(
         self,
         start: int = 0,

@@ -64,7 +64,7 @@ class LogTail:
         Raises:
             LogRegressed: the log went back or is another than before.
             VerificationFailed: entries do not lead to the checkpoint, or one is missing.
-            UsageError: the log ends before the index wanted first.
+            UsageError: the log ends before the index wanted first, or that was pruned.
             DaemonError: it cannot be read now; call again.
         """
         newest = self._client.audit.checkpoint()
@@ -135,6 +135,12 @@ class LogTail:
         entries: list[Entry] = []
         intents: list[Entry] = []
         for page in self._client.audit.pages(start, page_size=min(_PAGE, end - start), with_intents=True):
+            if page.pruned_size > start:
+                message = (
+                    f"the entries below {page.pruned_size} were dropped from the daemon's store after an export: go on with "
+                    f"a copy of that export, or begin at {page.pruned_size}"
+                )
+                raise UsageError(message)
             for entry in page.entries:
                 if entry.index >= end:
                     return entries, intents

@@ -244,12 +244,14 @@ class EntryPage:
     """A page of entries in the order asked for; may hold few or none, and not be the last.
 
     `intents` are those of the page's outcomes that are not in the page, where they were asked for;
-    `log_size` is the size of the log when it was read.
+    `log_size` is the size of the log when it was read. Entries below `pruned_size` were dropped after an
+    export: of those only some are given.
     """
 
     entries: tuple[Entry, ...]
     intents: tuple[Entry, ...]
     log_size: int
+    pruned_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,18 +55,22 @@ class Reconciliation:
         ledgers: not loaded yet.
         serials: only what these tokens signed is looked for in the ledgers; all tokens where empty.
         settled: outcomes from this index on may be newer than the ledgers, and need no record.
+        first: the index of the first entry that will be added; records of intents before it are not judged.
 
     Attributes:
         findings: the first `MAX_FINDINGS` disagreements.
         total: how many there are.
         matched: outcomes that have their record.
         signed_records: records whose intent has a signed outcome.
-        unjudged: records of intents that are newer than the log that was read.
+        unjudged: records of intents that are newer, or older, than the log that was read.
         serials_of: the serial numbers that outcomes name, for each ledger.
     """
 
-    def __init__(self, ledgers: Sequence[LedgerFile], serials: Collection[str] = (), settled: int = 1 << 63) -> None:
+    def __init__(
+        self, ledgers: Sequence[LedgerFile], serials: Collection[str] = (), settled: int = 1 << 63, first: int = 0
+    ) -> None:
         self._ledgers = ledgers
+        self._first = first
         self._serials = frozenset(serials)
         self._settled = settled
         self._marks: list[array[int]] = []
@@ -111,7 +115,7 @@ class Reconciliation:
                 if marks[place] == _JUDGED:
                     continue
                 index = ledger.record(place).intent_index
-                if index >= self._size and not whole:
+                if index < self._first or (index >= self._size and not whole):
                     self.unjudged += 1
                     continue
                 where = "is no intent" if index < self._size else f"is beyond the log's {self._size} entries"

@@ -433,7 +433,10 @@ def entry(answer: audit_pb2.Entry) -> messages.Entry:
 def entry_page(answer: audit_pb2.ListEntriesResponse) -> messages.EntryPage:
     """Return a page of entries, not yet checked."""
     return messages.EntryPage(
-        entries=tuple(map(entry, answer.entries)), intents=tuple(map(entry, answer.intents)), log_size=answer.log_size
+        entries=tuple(map(entry, answer.entries)),
+        intents=tuple(map(entry, answer.intents)),
+        log_size=answer.log_size,
+        pruned_size=answer.pruned_size,
     )
 
 

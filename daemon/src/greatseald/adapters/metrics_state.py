@@ -34,6 +34,7 @@ _GAUGES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "greatseald_anchor_entries": ("Size of the log that the anchor remembers.", ()),
     "greatseald_anchor_timestamp_seconds": ("When the anchor was last advanced, Unix time.", ()),
+    "greatseald_index_behind_entries": ("Entries of the log that the search index does not cover yet.", ()),
     "greatseald_tiles_entries": ("Size of the newest checkpoint that is published as tiles.", ()),
     "greatseald_tiles_timestamp_seconds": ("When the tiles were last found or made current, Unix time.", ()),
     "greatseald_tiles_behind_entries": ("Entries of the log that are not published as tiles yet.", ()),

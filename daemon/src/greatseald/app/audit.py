@@ -10,6 +10,7 @@ so that the anchor knows of it first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -18,12 +19,19 @@ import structlog
 
 from greatseald.app.gathering import Gathering
 from greatseald.app.recovery import CLOSE_AT_ONCE, unknown_outcomes
+from greatseald.app.retention import exported_to
 from greatseald.app.standing import Standing
 from greatseald.app.writer import ABSENT, SignedHead, Work
 from greatseald.domain import entries as entry_format
-from greatseald.domain.errors import ArgumentInvalid, DiskReserveReached, EntryNotFound, LogUnavailable
+from greatseald.domain.errors import (
+    ArgumentInvalid,
+    DiskReserveReached,
+    EntryNotFound,
+    EntryPruned,
+    LogUnavailable,
+)
 from greatseald.domain.tree import TreeDisagrees
-from greatseald.ports.store import StoreError
+from greatseald.ports.store import EntriesPruned, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -200,6 +208,10 @@ class AuditLog:
         """Forget request ids older than `before` (Unix seconds), a bounded number; return how many."""
         return (await self._gathering.submit(Work(self._future(), forget_before_ms=int(before * 1000)))).forgotten
 
+    async def on_writer(self, change: Callable[[], object]) -> object:
+        """Have the writer's thread change the store in another way; return what `change` returns."""
+        return (await self._gathering.submit(Work(self._future(), also=change))).answer
+
     def attempts(self, key: RequestKey) -> list[Attempt]:
         """Return what is on record of a request, first attempt to last. Reads the store: not for the event loop."""
         return self._store.attempts(key.caller, key.request_id)
@@ -213,6 +225,7 @@ class AuditLog:
 
         Raises:
             EntryNotFound: the log, as far as this front knows it (`size_for`), is not that long.
+            EntryPruned: it was dropped after an export.
             LogUnavailable: it cannot be read, or is missing.
         """
         if not 0 <= index < self.size:
@@ -224,6 +237,7 @@ class AuditLog:
         """Return the exact bytes of committed entries `start` to `end` (excluded), clipped to the log.
 
         Raises:
+            EntryPruned: the first of them was.
             LogUnavailable: they cannot be read, or some are missing.
         """
         return await asyncio.to_thread(self.read, max(start, 0), min(end, self.size))
@@ -243,12 +257,86 @@ class AuditLog:
         """As `entries`, of indexes within the log. Reads the store: not for the event loop."""
         try:
             found = self._store.entries(start, end)
+        except EntriesPruned as pruned:
+            raise self._pruned_error(start, pruned.size) from pruned
         except StoreError as error:
             raise _unreadable(error) from error
         if len(found) != max(0, end - start):
             message = f"of the entries {start} to {end - 1} the database has {len(found)}: it was altered"
             raise LogUnavailable(message)
         return found
+
+    async def following(
+        self, at: int, low: int, high: int, count: int, *, descending: bool
+    ) -> tuple[list[tuple[int, bytes]], int]:
+        """Return up to `count` entries that are there from `at` on, with their indexes, and the index to go on from.
+
+        Within `low` (included) and `high` (excluded); those that were pruned are left out.
+        """
+
+        def read() -> tuple[list[tuple[int, bytes]], int]:
+            while True:
+                try:
+                    return self._following(at, low, high, count, descending=descending)
+                except EntryPruned:
+                    continue  # just now: the next look knows
+
+        return await asyncio.to_thread(read)
+
+    def _following(
+        self, at: int, low: int, high: int, count: int, *, descending: bool
+    ) -> tuple[list[tuple[int, bytes]], int]:
+        mark = self._pruned_size()
+        if descending and at >= mark:
+            start = max(low, mark, at + 1 - count)
+            return [*enumerate(self.read(start, at + 1), start)][::-1], start - 1
+        if not descending and at >= mark:
+            end = min(at + count, high)
+            return [*enumerate(self.read(at, end), at)], end
+        if descending:
+            kept = self._kept(low, at + 1, count, descending=True)
+            return kept, kept[-1][0] - 1 if len(kept) == count else low - 1
+        kept = self._kept(at, min(high, mark), count)
+        return kept, kept[-1][0] + 1 if len(kept) == count else min(high, mark)
+
+    async def some(self, indexes: Sequence[int]) -> list[tuple[int, bytes]]:
+        """Return those of the entries that are there, with their indexes, in the order asked for."""
+
+        def read() -> list[tuple[int, bytes]]:
+            found = []
+            for index in indexes:
+                with contextlib.suppress(EntryPruned):
+                    found.append((index, self.read(index, index + 1)[0]))
+            return found
+
+        return await asyncio.to_thread(read)
+
+    async def pruned_size(self) -> int:
+        """Return the size below which only kept entries are there: 0 where nothing was pruned."""
+        return await asyncio.to_thread(self._pruned_size)
+
+    def _pruned_size(self) -> int:
+        pruned = self.reading(self._store.pruned)
+        return 0 if pruned is None else pruned.size
+
+    def _kept(self, start: int, end: int, limit: int, *, descending: bool = False) -> list[tuple[int, bytes]]:
+        return self.reading(lambda: self._store.kept(start, end, limit, descending=descending))
+
+    def reading(self, read: Callable[[], _T]) -> _T:
+        """Read the store; what cannot be read is LogUnavailable. Not for the event loop."""
+        try:
+            return read()
+        except StoreError as error:
+            raise _unreadable(error) from error
+
+    def _pruned_error(self, index: int, size: int) -> EntryPruned:
+        pruned = self.reading(self._store.pruned)
+        where = exported_to(self._store, pruned) if pruned is not None else ""
+        message = (
+            f"entry {index} was pruned after an export{f' to {where}' if where else ''}, as all below {size} were: "
+            "it stands there, and verifies by its hash"
+        )
+        return EntryPruned(message, pruned_size=str(size), export=where)
 
     async def inclusion(self, index: int, size: int = 0) -> tuple[int, list[bytes]]:
         """Return the tree size (the newest for 0) and the inclusion proof of an entry in it.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 import structlog
 
-from greatseald.domain.errors import LogUnavailable
+from greatseald.domain.errors import EntryPruned, LogUnavailable
 from greatseald.ports.sinks import SinkError
 
 if TYPE_CHECKING:
@@ -119,11 +119,34 @@ class Outbox:
                 if self._at >= self._log.size:
                     await asyncio.sleep(_IDLE_SECONDS)
                     continue
+                await self._skip_pruned()
                 end = min(self._at + self._batch, self._log.size)
                 await self._deliver(self._at, end)
                 self._at = end
         finally:
             await self._sink.close()
+
+    @property
+    def name(self) -> str:
+        """The outbox's name."""
+        return self._name
+
+    @property
+    def position(self) -> int:
+        """The index of the next entry to be delivered."""
+        return self._at
+
+    async def _skip_pruned(self) -> None:
+        """Begin behind what was pruned before this outbox came: nothing that an outbox still waits for is pruned."""
+        if self._at == 0 and (pruned := await self._pruned_size()):
+            _log.warning("outbox_begins_after_pruned", outbox=self._name, first_index=pruned)
+            self._at = pruned
+
+    async def _pruned_size(self) -> int:
+        try:
+            return await self._log.pruned_size()
+        except LogUnavailable:
+            return 0  # the delivery that follows says so
 
     async def _deliver(self, start: int, end: int) -> None:
         """Deliver entries `start` to `end` (excluded), as often as it takes."""
@@ -191,7 +214,10 @@ class Outbox:
         known = self._intents.pop(index, None)
         if known is not None:
             return known
-        found = await self._log.entries(index, index + 1)
+        try:
+            found = await self._log.entries(index, index + 1)
+        except EntryPruned:
+            return None
         return found[0] if found else None
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from greatseald.app.recovery import check_anchor
-from greatseald.domain.errors import LogUnavailable
+from greatseald.domain.errors import EntryPruned, LogUnavailable
 from greatseald.ports.anchor import Anchored
 from greatseald.ports.tiles import TilesDisagree, TilesUnavailable
 
@@ -137,4 +137,8 @@ class Publishing:
         if self._stopping:
             message = "the daemon is stopping; the next start publishes the rest"
             raise LogUnavailable(message)
-        return self._log.read(start, end)
+        try:
+            return self._log.read(start, end)
+        except EntryPruned as error:
+            message = f"{error.message}. Copy that export to {self._place.name}; publishing goes on with it"
+            raise TilesUnavailable(message) from error

@@ -19,6 +19,7 @@ from greatseal.checkpoint import open_checkpoint
 from greatseal.errors import VerificationFailed
 from greatseal.tlog import split_hashes, verify_inclusion
 from greatseal.verification import ProofInvalid
+from greatseald.app.retention import wrongly_pruned
 from greatseald.domain import entries as entry_format
 from greatseald.domain.heads import NO_AUTHORITY, HeadForged, HeadSeal
 from greatseald.domain.tree import Prover, Tree, TreeDisagrees, leaf_hash
@@ -69,6 +70,10 @@ def open_tree(store: Store, seal: HeadSeal) -> Tree:
             f"the log's entries do not match its head (size {head.size}): {error}. Restore the database from a backup"
         )
         raise LogRefused(message) from error
+    why = wrongly_pruned(store, tree)
+    if why:
+        message = f"{why}. Restore the database from a backup; signing stays off until then"
+        raise LogRefused(message)
     if tree.root() != head.root:
         message = f"the log's head row (size {head.size}) has a root that its own frontier does not give. Restore the database from a backup"
         raise LogRefused(message)

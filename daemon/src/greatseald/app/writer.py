@@ -85,7 +85,8 @@ class Work:
     was asked for, `head` is the checkpoint and `proofs` has one (intent's, outcome's) pair for each
     of `closes` that was written and then for each of `prove`. With `forget_before_ms`, a bounded
     number of requests on record from before that time (Unix, milliseconds) is forgotten. `of_the_dead`
-    says that `closes` are intents of other boots.
+    says that `closes` are intents of other boots. `also` is something else to be done to the store, by this
+    thread because it writes; its result is in `answer`.
 
     `authority` is the index of the newest entry that gives authority, as whoever made the entries knew
     it. If the log has a newer one by then, nothing of the work is written and `stale` is set. With
@@ -104,6 +105,8 @@ class Work:
     stale: bool = False
     forget_before_ms: int | None = None
     forgotten: int = 0
+    also: Callable[[], object] | None = None
+    answer: object = None
     leaves: Sequence[bytes] = ()
     indexes: Sequence[int] = ()
     refused: frozenset[int] = frozenset()
@@ -265,6 +268,8 @@ class LogWriter:
         for work in works:
             if work.forget_before_ms is not None:
                 work.forgotten = self._store.forget_requests(work.forget_before_ms, FORGET_AT_ONCE)
+            if work.also is not None:
+                work.answer = work.also()
         if count:
             seconds = time.perf_counter() - started
             self._round_seconds += (seconds - count * _ENTRY_SECONDS - self._round_seconds) / 8

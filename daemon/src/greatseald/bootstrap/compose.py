@@ -23,6 +23,7 @@ from greatseald.adapters.authn.certificate import CertificateReader
 from greatseald.adapters.disk import DiskReserve
 from greatseald.adapters.halts import FileHalts
 from greatseald.adapters.metrics import PrometheusMetrics
+from greatseald.adapters.search_index import SqliteSearchIndex
 from greatseald.adapters.sightings import FileSightings
 from greatseald.adapters.sinks.cursor import FileCursor
 from greatseald.adapters.sinks.opening import FORMATS, open_sink
@@ -33,6 +34,7 @@ from greatseald.adapters.tokens.yubikey.slots import SCHEME, parse_slot
 from greatseald.app.access import Access
 from greatseald.app.admission import Admission
 from greatseald.app.audit import AuditLog
+from greatseald.app.indexing import Indexing
 from greatseald.app.keys import KeyRing
 from greatseald.app.outbox import Outbox
 from greatseald.app.publishing import check_published
@@ -236,6 +238,19 @@ def build_gate(settings: Settings, access: Access, metrics: PrometheusMetrics) -
     )
 
 
+def build_indexing(settings: Settings, opened: OpenLog) -> Indexing | None:
+    """Return what keeps the search index, where one is wanted: beside the database, or beside the anchor."""
+    if not settings.log.index:
+        return None
+    return Indexing(index=SqliteSearchIndex(index_file(settings)), log=opened.log, shortage=opened.reserve.shortage)
+
+
+def index_file(settings: Settings) -> Path:
+    """The file of the search index."""
+    place = str(settings.log.anchor) if is_shared(settings.store.url) else sqlite_path(settings.store.url)
+    return Path(f"{place}.index")
+
+
 def build_methods(
     settings: Settings,
     core: Core,
@@ -245,6 +260,7 @@ def build_methods(
     gate: Gate,
     health: HealthService,
     metrics: PrometheusMetrics,
+    index: Indexing | None = None,
 ) -> Methods:
     """Return every method of the network's port by its path."""
     reflection: Methods = {}
@@ -256,7 +272,7 @@ def build_methods(
         **SigningService(core.signing, core.access, metrics).handlers(gate),
         **KeyService(core.keys, core.access).handlers(gate),
         **TokenService(core.tokens, core.keys, core.access).handlers(gate),
-        **AuditService(log, core.access, witnessing, stamps).handlers(gate),
+        **AuditService(log, core.access, witnessing, stamps, index).handlers(gate),
         **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
         **health.handlers(gate),
         **reflection,

@@ -23,15 +23,17 @@ import uvloop
 from greatseald.adapters import logs, service_manager
 from greatseald.adapters.metrics import CONTENT_TYPE, PrometheusMetrics
 from greatseald.adapters.status_http import StatusServer
-from greatseald.app.audit import AuditLog
 from greatseald.app.housekeeping import follow_others, keep_house
+from greatseald.app.indexing import Indexing
 from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import LogRefused
+from greatseald.app.retention import PruneBegun, Retention
 from greatseald.bootstrap import compose
 from greatseald.bootstrap.gauges import watch_state
 from greatseald.bootstrap.outside import Outside, build_outside
 from greatseald.bootstrap.process import die, forbid_core_dumps
 from greatseald.bootstrap.reload import Reloader
+from greatseald.bootstrap.retention import build_retention
 from greatseald.bootstrap.tiles import Tiles
 from greatseald.bootstrap.tokens import TokenWatch
 from greatseald.config import FileProblem, Settings, split_endpoint
@@ -88,6 +90,7 @@ class _Daemon:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.tailers: list[asyncio.Task[Any]] = []
         self.tiles: Tiles | None = None
+        self.indexing: Indexing | None = None
         self.following: asyncio.Task[Any] | None = None
         self.why_not_serving = "starting"
 
@@ -109,26 +112,20 @@ class _Daemon:
         self.metrics.watch_in_flight(lambda: gate.in_flight)
         self.metrics.watch_serving(lambda: self.health.serving)
         watch_state(self.metrics.state, settings, opened, core, watch.tokens, certificates)
-        server = NetworkServer(
-            settings.server,
-            certificates,
-            compose.build_methods(
-                settings, core, log, outside.witnessing, outside.stamps, gate, self.health, self.metrics
-            ),
+        self.indexing = compose.build_indexing(settings, opened)
+        if (index := self.indexing) is not None:
+            self.metrics.state.watch_value("greatseald_index_behind_entries", lambda: index.behind)
+        methods = compose.build_methods(
+            settings, core, log, outside.witnessing, outside.stamps, gate, self.health, self.metrics, self.indexing
         )
+        server = NetworkServer(settings.server, certificates, methods)
         reloader = Reloader(settings, self.environment, core, certificates, log, self.metrics)
-        admin = AdminServer(settings.server.admin_socket, AdminService(_Operations(opened, reloader, core)).handlers())
-        status = self._status_server()
         self.tiles = Tiles.build(settings, log, core.access, self.metrics.state)
-        try:
-            address = server.bind()
-            if status is not None:
-                _log.info("metrics_listening", address=await self._start_status(status))
-            if self.tiles is not None:
-                await self._start_tiles(self.tiles)
-        except CannotListenError as error:
-            opened.close()
-            raise StartRefused(5, str(error)) from error
+        retention = build_retention(settings.log, opened, outboxes, self.tiles)
+        operations = _Operations(opened, reloader, core, retention, self.indexing)
+        admin = AdminServer(settings.server.admin_socket, AdminService(operations).handlers())
+        status = self._status_server()
+        address = await self._listen(server, status, opened)
 
         log.start()
         self._listen_to_signals(reloader)
@@ -138,7 +135,8 @@ class _Daemon:
             await admin.start()
         except CannotListenError as error:
             die(f"cannot start: {error}", exit_code=5)
-        self._spawn_background(core, log, outboxes, outside)
+        self._begin_beside(core, log, outside)
+        self._follow_log(opened, outboxes, retention)
         if not self.stopping.is_set():
             self._check_health(opened)
             self._spawn(self._watch_health(opened))
@@ -186,16 +184,6 @@ class _Daemon:
         await self._record_start(opened, address)
         if opened.shared:  # only now can a checkpoint be signed, which witnesses want to see
             await self._ask_outside(outside, opened)
-
-    def _spawn_background(self, core: compose.Core, log: AuditLog, outboxes: list[Outbox], outside: Outside) -> None:
-        """Begin what runs beside the requests."""
-        days = self.settings.log.request_retention_days
-        self._spawn(keep_house(core.access, log, request_retention_days=days))
-        self.tailers = [self._spawn(outbox.run()) for outbox in outboxes]
-        if self.tiles is not None:
-            self.tailers.append(self._spawn(self.tiles.publishing.run()))
-        for work in outside.works():
-            self._spawn(work)
 
     async def _record_start(self, opened: compose.OpenLog, address: str) -> None:
         info: dict[str, str | int] = {
@@ -254,6 +242,37 @@ class _Daemon:
             message = f"cannot listen on {self.settings.server.metrics_listen} for metrics: {error.strerror}"
             raise CannotListenError(message) from error
         _write_atomically(self.settings.server.run_dir / "metrics_address", address + "\n")
+        return address
+
+    def _begin_beside(self, core: compose.Core, log: AuditLog, outside: Outside) -> None:
+        """Begin what is done now and then beside the requests, and who is asked outside."""
+        days = self.settings.log.request_retention_days
+        self._spawn(keep_house(core.access, log, request_retention_days=days))
+        for work in outside.works():
+            self._spawn(work)
+
+    def _follow_log(self, opened: compose.OpenLog, outboxes: list[Outbox], retention: Retention) -> None:
+        """Begin what works behind the log, off the release path."""
+        tailers = [outbox.run() for outbox in outboxes]
+        if not opened.shared:
+            tailers.append(retention.run())
+        if self.tiles is not None:
+            tailers.append(self.tiles.publishing.run())
+        if self.indexing is not None:
+            tailers.append(self.indexing.run())
+        self.tailers = [self._spawn(tailer) for tailer in tailers]
+
+    async def _listen(self, server: NetworkServer, status: StatusServer | None, opened: compose.OpenLog) -> str:
+        """Take every address; the network's is served later. Return it."""
+        try:
+            address = server.bind()
+            if status is not None:
+                _log.info("metrics_listening", address=await self._start_status(status))
+            if self.tiles is not None:
+                await self._start_tiles(self.tiles)
+        except CannotListenError as error:
+            opened.close()
+            raise StartRefused(5, str(error)) from error
         return address
 
     async def _start_tiles(self, tiles: Tiles) -> None:
@@ -370,6 +389,8 @@ class _Daemon:
         for tailer in self.tailers:
             tailer.cancel()  # what it has not delivered, the next start delivers
         await asyncio.gather(*self.tailers, return_exceptions=True)
+        if self.indexing is not None:
+            await asyncio.to_thread(self.indexing.close)
         if self.following is not None:
             self.following.cancel()  # it reads the store, which is about to close
         await asyncio.to_thread(opened.log.stop)
@@ -382,8 +403,17 @@ class _Daemon:
 class _Operations:
     """`rpc.admin.Operations` of this daemon."""
 
-    def __init__(self, opened: compose.OpenLog, reloader: Reloader, core: compose.Core) -> None:
+    def __init__(
+        self,
+        opened: compose.OpenLog,
+        reloader: Reloader,
+        core: compose.Core,
+        retention: Retention,
+        indexing: Indexing | None,
+    ) -> None:
         self._opened = opened
+        self._indexing = indexing
+        self._retention = retention
         self._keys = core.keys
         self._reloader = reloader
 
@@ -411,6 +441,17 @@ class _Operations:
     async def release_key(self, name: str, reason: str) -> tuple[str, str]:
         """Put a halted key back to work."""
         return await self._keys.release(name, reason, self._opened.log)
+
+    async def reindex(self) -> int:
+        """Build the search index anew; return how many entries there are to read."""
+        if self._indexing is None:
+            raise ArgumentInvalid("there is no search index: [log] index is false", field="index")
+        self._indexing.rebuild()
+        return self._indexing.behind
+
+    async def prune(self, *, before: int | None, older_than: float | None, directory: str, note: str) -> PruneBegun:
+        """Drop entries that an export holds."""
+        return await self._retention.prune(before=before, older_than=older_than, directory=directory, note=note)
 
 
 def _write_atomically(path: Path, text: str) -> None:

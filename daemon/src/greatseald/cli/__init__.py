@@ -266,6 +266,50 @@ def log_new_origin(
         new_origin(config, origin, old_origin=closing, reason=reason, old_store=old_store, as_json=json)
 
 
+@stores.command("compact")
+def store_compact(config: ConfigOption, json: JsonOption = False) -> None:
+    """Give the space of pruned entries in an SQLite log back to the file system, while no daemon runs."""
+    from greatseald.cli.store import compact
+
+    with reporting():
+        compact(config, as_json=json)
+
+
+@logs.command("prune")
+def log_prune(
+    config: ConfigOption,
+    exported: Annotated[
+        Path, typer.Option("--exported", metavar="DIR", help="A whole export of the log; it is verified first.")
+    ],
+    before: Annotated[
+        int | None, typer.Option("--before", metavar="INDEX", min=1, help="Drop the entries below.", show_default=False)
+    ] = None,
+    older_than: Annotated[
+        int | None,
+        typer.Option(
+            "--older-than", metavar="DAYS", min=1, help="Drop the entries that are older.", show_default=False
+        ),
+    ] = None,
+    owner: OwnerOption = "",
+    owner_password: OwnerPasswordOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Drop entries that a verified export holds from the running daemon's store; the log says so first."""
+    from greatseald.cli.prune import prune
+
+    with reporting():
+        prune(config, exported, before, older_than, owner, owner_password, as_json=json)
+
+
+@logs.command("reindex")
+def log_reindex(config: ConfigOption, json: JsonOption = False) -> None:
+    """Build the search index anew from the log; searches read the log until it is there."""
+    from greatseald.cli.running import reindex
+
+    with reporting():
+        reindex(config, as_json=json)
+
+
 @app.command()
 def backup(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The copy to write; it must not exist.")],

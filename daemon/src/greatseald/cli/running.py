@@ -50,6 +50,34 @@ def release_key(config: Path, name: str, *, reason: str, as_json: bool) -> None:
     say(f"It had been halted: {released.halted}. The release stands in the log.")
 
 
+def reindex(config: Path, *, as_json: bool) -> None:
+    """Have the daemon build its search index anew; without one, remove the index, and the next start builds it.
+
+    Raises:
+        CommandFailed: the configuration cannot be used or keeps no index (2), or the file cannot be removed (5).
+    """
+    from greatseald.bootstrap.compose import index_file
+
+    try:
+        settings = load(config, os.environ)
+        entries = admin_client.reindex(settings.server.admin_socket)
+        if entries is None:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{index_file(settings)}{suffix}").unlink(missing_ok=True)
+    except ConfigError as error:
+        raise CommandFailed(USAGE, "\n".join(map(str, error.problems))) from error
+    except admin_client.AdminRefused as refused:
+        raise CommandFailed(_EXITS.get(refused.code, UNEXPECTED), f"nothing is built: {refused}") from refused
+    except OSError as error:
+        raise CommandFailed(UNAVAILABLE, f"the index cannot be removed: {error.strerror}") from error
+    if as_json:
+        emit({"entries": entries})
+    elif entries is None:
+        say("No daemon runs: the index was removed, and the next start builds it.")
+    else:
+        say(f"The index is being built from {entries} entries; searches read the log until it is there.")
+
+
 def _ask(config: Path, what: str, ask: Callable[[Path], _Answer | None]) -> _Answer:
     try:
         socket = _admin_socket(config)

@@ -40,7 +40,7 @@ def prepare(
     from greatseald.adapters.store.opening import is_shared, open_store
     from greatseald.ports.store import StoreError, StoreUnusable
 
-    settings = _load(config)
+    settings = load_settings(config)
     try:
         if not is_shared(settings.store.url):
             if owner or owner_password or front or reader:
@@ -51,7 +51,7 @@ def prepare(
             return
         from greatseald.adapters.store import postgres_admin
 
-        url, options = _owner(settings, owner, owner_password)
+        url, options = owner_of(settings, owner, owner_password)
         front = front or unquote(urlsplit(settings.store.url).username or "")
         own = unquote(urlsplit(url).username or "")
         before, after, grants = postgres_admin.prepare(
@@ -90,7 +90,7 @@ def status(config: Path, *, as_json: bool) -> None:
     from greatseald.bootstrap.compose import store_options
     from greatseald.ports.store import StoreError
 
-    settings = _load(config)
+    settings = load_settings(config)
     try:
         if not is_shared(settings.store.url):
             raise CommandFailed(USAGE, "this is for PostgreSQL: ask a daemon over SQLite with `greatseal audit`")
@@ -108,6 +108,28 @@ def status(config: Path, *, as_json: bool) -> None:
         say(f"warning: {found.role} has rights that a daemon should not have: {', '.join(found.excess_rights)}")
 
 
+def compact(config: Path, *, as_json: bool) -> None:
+    """Give the free space within an SQLite log back to the file system.
+
+    Raises:
+        CommandFailed: a daemon uses it, it is not SQLite, or there is no room for the copy that it takes.
+    """
+    from greatseald.adapters.store.opening import compact as make_compact
+    from greatseald.ports.store import StoreError, StoreUnusable
+
+    settings = load_settings(config)
+    try:
+        before, after = make_compact(settings.store.url)
+    except StoreUnusable as error:
+        raise CommandFailed(UNAVAILABLE, str(error)) from error
+    except StoreError as error:
+        raise CommandFailed(UNEXPECTED, str(error)) from error
+    if as_json:
+        emit({"store": settings.store.safe_url, "bytes_before": before, "bytes": after})
+        return
+    say(f"{settings.store.safe_url} has {after} bytes now, and had {before}.")
+
+
 def write_sql(front: str, reader: str) -> None:
     """Write the SQL that makes the newest schema and its rights, in one transaction."""
     from greatseald.adapters.store.opening import require_postgres
@@ -122,7 +144,13 @@ def write_sql(front: str, reader: str) -> None:
     print(postgres_admin.script(front, reader), end="")
 
 
-def _owner(settings: Settings, owner: str, password: Path | None) -> tuple[str, StoreOptions]:
+def owner_of(settings: Settings, owner: str, password: Path | None) -> tuple[str, StoreOptions]:
+    """Return the URL and the options to act as the schema's owner; the configuration's where no other is given.
+
+    Raises:
+        CommandFailed: the URL is none, or holds a password.
+        FileProblem: the password's file cannot be used.
+    """
     from greatseald.bootstrap.compose import store_options
 
     if not owner:
@@ -143,7 +171,8 @@ def _owner(settings: Settings, owner: str, password: Path | None) -> tuple[str, 
     return owner, replace(blank, password=read_store_password(table))
 
 
-def _load(config: Path) -> Settings:
+def load_settings(config: Path) -> Settings:
+    """Read the configuration. Raises CommandFailed with every problem."""
     from greatseald.adapters import logs
 
     logs.configure("warning")

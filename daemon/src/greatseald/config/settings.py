@@ -359,6 +359,7 @@ class LogSettings(Table):
     witnesses: Annotated[tuple[WitnessTable, ...], Field(strict=False, max_length=32)] = ()
     timestamps: Annotated[tuple[TimestampTable, ...], Field(strict=False, max_length=8)] = ()
     peers: Annotated[tuple[PeerTable, ...], Field(strict=False, max_length=32)] = ()
+    index: bool = True
     tiles: TilesSettings | None = None
 
     @property

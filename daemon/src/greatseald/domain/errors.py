@@ -3,7 +3,7 @@
     GreatsealError
     ├── Refusal                     the request cannot be served as it is
     │   ├── IdentityInvalid  CallerDenylisted  AccessDenied
-    │   ├── KeyNotFound  TokenUnknown  EntryNotFound
+    │   ├── KeyNotFound  TokenUnknown  EntryNotFound  EntryPruned
     │   ├── ArgumentInvalid  DigestInvalid  AlgorithmNotOffered  PayloadTypeUnknown
     │   ├── StatementInvalid  PredicateTypeNotAllowed  RequestTooLarge
     │   ├── RequestIdReused  RequestInFlight  CertificateUnusable  KeyHalted  TokenLocked
@@ -80,6 +80,12 @@ class EntryNotFound(Refusal):
     """No such log, entry or checkpoint."""
 
     reason = "ENTRY_NOT_FOUND"
+
+
+class EntryPruned(Refusal):
+    """The entry was dropped after an export; metadata `pruned_size` and `export` say what else was, and where it stands."""
+
+    reason = "ENTRY_PRUNED"
 
 
 class ArgumentInvalid(Refusal):

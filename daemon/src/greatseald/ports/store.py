@@ -96,8 +96,27 @@ class Append:
     requests: list[NewRequest] = field(default_factory=list)
 
 
+class Pruned(NamedTuple):
+    """What was dropped: entries below `size`, going on to `target`, as the admin entry at index `entry` says.
+
+    Below `size` only entries of the type admin are left, and the last one, from which the tree can be gone on with.
+    """
+
+    size: int
+    target: int
+    entry: int
+
+
 class StoreError(Exception):
     """The store could not do what was asked."""
+
+
+class EntriesPruned(StoreError):
+    """Entries were asked for that were dropped after an export; those from `size` on are there."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the entries below {size} were pruned")
+        self.size = size
 
 
 class HeadMoved(StoreError):
@@ -165,7 +184,49 @@ class Store(Protocol):
         ...
 
     def entries(self, start: int, end: int) -> list[bytes]:
-        """Return the exact bytes of entries `start` (included) to `end` (excluded), clipped to the log."""
+        """Return the exact bytes of entries `start` (included) to `end` (excluded), clipped to the log.
+
+        One entry alone is given though it is below what was pruned, if it was kept.
+
+        Raises:
+            EntriesPruned: `start` is below what was pruned.
+        """
+        ...
+
+    def pruned(self) -> Pruned | None:
+        """Return what was pruned, or None if nothing ever was."""
+        ...
+
+    def kept(self, start: int, end: int, limit: int, *, descending: bool = False) -> list[tuple[int, bytes]]:
+        """Return up to `limit` entries with their indexes of those below what was pruned that were kept.
+
+        From `start` (included) on to `end` (excluded), or from `end` down to `start`.
+        """
+        ...
+
+    def held_from(self) -> int | None:
+        """Return the smallest index that a fence or a request on record refers to; None where none does."""
+        ...
+
+    def boundary(self, index: int) -> int:
+        """Return the largest size at or below `index` that a commit ended at; 0 where none did."""
+        ...
+
+    def begin_pruning(self, target: int, entry: int) -> None:
+        """Note durably that entries below `target`, a boundary, are to go, by the admin entry at `entry`.
+
+        Called by the writer's thread.
+
+        Raises:
+            StoreError: this store's role may not.
+        """
+        ...
+
+    def prune(self, span: int) -> bool:
+        """Drop the next commits of about `span` entries, at least one; return whether some are left to drop.
+
+        Called by the writer's thread.
+        """
         ...
 
     def tile(self, level: int, index: int) -> bytes | None:

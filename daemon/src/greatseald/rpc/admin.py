@@ -30,6 +30,29 @@ class Operations(Protocol):
         """Put the halted key `name` back to work; return why it was halted and its public key's SHA-256."""
         ...
 
+    async def reindex(self) -> int:
+        """Build the search index anew; return how many entries there are to read."""
+        ...
+
+    async def prune(self, *, before: int | None, older_than: float | None, directory: str, note: str) -> Pruning:
+        """Record that entries go which an export holds, and begin to drop them."""
+        ...
+
+
+class Pruning(Protocol):
+    """Entries that are being dropped: those below `target`, by the admin entry at `entry`."""
+
+    @property
+    def target(self) -> int: ...
+    @property
+    def root(self) -> bytes: ...
+    @property
+    def entry(self) -> int: ...
+    @property
+    def limit(self) -> str: ...
+    @property
+    def by_owner(self) -> bool: ...
+
 
 class AdminService:
     """`greatseal.v1.AdminService`."""
@@ -45,6 +68,10 @@ class AdminService:
             _SERVICE + "ReleaseKey": local(
                 _SERVICE + "ReleaseKey", admin_pb2.ReleaseKeyRequest.FromString, self.release_key
             ),
+            _SERVICE + "RebuildIndex": local(
+                _SERVICE + "RebuildIndex", admin_pb2.RebuildIndexRequest.FromString, self.rebuild_index
+            ),
+            _SERVICE + "PruneLog": local(_SERVICE + "PruneLog", admin_pb2.PruneLogRequest.FromString, self.prune_log),
         }
 
     async def backup(self, request: admin_pb2.BackupRequest) -> admin_pb2.BackupResponse:
@@ -63,3 +90,19 @@ class AdminService:
             raise ArgumentInvalid(message, field="reason")
         why, spki_sha256 = await self._operations.release_key(request.name.removeprefix("keys/"), request.reason)
         return admin_pb2.ReleaseKeyResponse(halted=why, spki_sha256=spki_sha256)
+
+    async def prune_log(self, request: admin_pb2.PruneLogRequest) -> admin_pb2.PruneLogResponse:
+        """Drop entries."""
+        begun = await self._operations.prune(
+            before=request.before if request.HasField("before") else None,
+            older_than=request.older_than_days * 86_400.0 if request.HasField("older_than_days") else None,
+            directory=request.directory,
+            note=request.checkpoint,
+        )
+        return admin_pb2.PruneLogResponse(
+            size=begun.target, root=begun.root, entry=begun.entry, limit=begun.limit, by_owner=begun.by_owner
+        )
+
+    async def rebuild_index(self, _request: admin_pb2.RebuildIndexRequest) -> admin_pb2.RebuildIndexResponse:
+        """Build the search index anew."""
+        return admin_pb2.RebuildIndexResponse(entries=await self._operations.reindex())

@@ -76,6 +76,44 @@ def release_key(socket: Path, name: str, reason: str) -> KeyReleased | None:
     return None if answer is None else KeyReleased(answer.halted, answer.spki_sha256)
 
 
+@dataclass(frozen=True, slots=True)
+class PruneBegun:
+    """Entries below `size` go, by the admin entry at `entry`; see the proto."""
+
+    size: int
+    root: bytes
+    entry: int
+    limit: str
+    by_owner: bool
+
+
+def prune(
+    socket: Path, directory: str, checkpoint: str, *, before: int | None, older_than_days: int | None
+) -> PruneBegun | None:
+    """Let the daemon record that entries go which an export holds, and drop them; return None if nobody listens.
+
+    Raises:
+        AdminRefused: the checkpoint is not its log's, or nothing may go.
+    """
+    request = admin_pb2.PruneLogRequest(
+        directory=directory, checkpoint=checkpoint, before=before, older_than_days=older_than_days
+    )
+    answer = _ask(socket, lambda stub: stub.PruneLog(request, timeout=ANSWER_SECONDS))
+    if answer is None:
+        return None
+    return PruneBegun(answer.size, answer.root, answer.entry, answer.limit, answer.by_owner)
+
+
+def reindex(socket: Path) -> int | None:
+    """Let the daemon build its search index anew; return how many entries it has to read, None if nobody listens.
+
+    Raises:
+        AdminRefused: it keeps none.
+    """
+    answer = _ask(socket, lambda stub: stub.RebuildIndex(admin_pb2.RebuildIndexRequest(), timeout=ANSWER_SECONDS))
+    return None if answer is None else int(answer.entries)
+
+
 def _ask(socket: Path, call: Callable[[admin_pb2_grpc.AdminServiceStub], Any]) -> Any:
     if not socket.is_socket():
         return None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from greatseald.app.access import Access
     from greatseald.app.audit import AuditLog
+    from greatseald.app.search import Candidates
     from greatseald.app.witnessing import Witnessing
     from greatseald.ports.stamps import Stamps
     from greatseald.rpc.gate import Call, Gate
@@ -32,11 +33,18 @@ _WITNESS_MARGIN: Final = 0.2
 class AuditService:
     """`greatseal.v1.AuditService`. Everything needs the action `readAudit`."""
 
-    def __init__(self, log: AuditLog, access: Access, witnessing: Witnessing, stamps: Stamps) -> None:
+    def __init__(
+        self,
+        log: AuditLog,
+        access: Access,
+        witnessing: Witnessing,
+        stamps: Stamps,
+        index: Candidates | None = None,
+    ) -> None:
         self._log = log
         self._stamps = stamps
         self._witnessing = witnessing
-        self._search = LogSearch(log.entries)
+        self._search = LogSearch(log, index)
         self._access = access
 
     def handlers(self, gate: Gate) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -140,6 +148,7 @@ class AuditService:
             intents=[self._entry(index, data) for index, data in page.intents],
             next_page_token=following,
             log_size=size,
+            pruned_size=await self._log.pruned_size(),
         )
 
     async def get_inclusion_proof(

@@ -32,6 +32,7 @@ STATUS_CODES: Final[dict[type[GreatsealError], grpc.StatusCode]] = {
     errors.KeyNotFound: _CODE.NOT_FOUND,
     errors.TokenUnknown: _CODE.NOT_FOUND,
     errors.EntryNotFound: _CODE.NOT_FOUND,
+    errors.EntryPruned: _CODE.NOT_FOUND,
     errors.ArgumentInvalid: _CODE.INVALID_ARGUMENT,
     errors.DigestInvalid: _CODE.INVALID_ARGUMENT,
     errors.AlgorithmNotOffered: _CODE.INVALID_ARGUMENT,

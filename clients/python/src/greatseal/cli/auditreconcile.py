@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from greatseal.cli.auditprogress import progress
+from greatseal.cli.auditverify import beginning
 from greatseal.cli.session import JsonOption, Session, say, session_of
 from greatseal.errors import UsageError, VerificationFailed
 
 if TYPE_CHECKING:
     from greatseal.client import Client
     from greatseal.ledger import LedgerFile
+    from greatseal.logcheck import LogCheck
     from greatseal.reconcile import Reconciliation
 
 _COVER_SECONDS: Final = 5.0
@@ -60,6 +62,7 @@ def reconcile(
         message = "a ledger is given twice"
         raise UsageError(message)
     from greatseal.ledger import LedgerFile
+    from greatseal.logcheck import LogCheck
     from greatseal.profile import log_key_of
     from greatseal.reconcile import Reconciliation
 
@@ -83,14 +86,15 @@ def reconcile(
             size = checkpoint.size
         else:
             client = stack.enter_context(session.client())
-            settled = client.audit.checkpoint().size  # whatever is signed later may miss in the ledger
+            newest = client.audit.checkpoint()  # whatever is signed later may miss in the ledger
+            pruned = client.audit.pruned_size()
             ledgers = opened()
-            comparison = Reconciliation(ledgers, serials or (), settled)
+            comparison = Reconciliation(ledgers, serials or (), newest.size, pruned)
             size = _covering(client, max(ledger.highest_intent() for ledger in ledgers))
-            with progress(session, 0, size) as report:
-                _walk(client, comparison, key.name, size, report)
+            with progress(session, pruned, size) as report:
+                _walk(client, comparison, LogCheck(key.name, beginning(client, pruned, newest)), size, report)
             comparison.finish(whole=True)
-    _tell(session, comparison, ledgers, size)
+    _tell(session, comparison, ledgers, size, pruned if directory is None else 0)
 
 
 def _covering(client: Client, index: int) -> int:
@@ -103,13 +107,13 @@ def _covering(client: Client, index: int) -> int:
         time.sleep(_LOOK_SECONDS)
 
 
-def _walk(client: Client, comparison: Reconciliation, origin: str, size: int, report: Callable[[int], None]) -> None:
+def _walk(
+    client: Client, comparison: Reconciliation, check: LogCheck, size: int, report: Callable[[int], None]
+) -> None:
     """Feed the log to the comparison, and hold it against a checkpoint that the log's key signed."""
     from greatseal import tlog
-    from greatseal.logcheck import LogCheck
 
-    check = LogCheck(origin)
-    for entry in islice(client.audit.entries(0), size):
+    for entry in islice(client.audit.entries(check.size), size - check.size):
         check.add(entry.index, entry.data)
         comparison.add(entry.index, entry.data)
         report(check.size)
@@ -126,13 +130,14 @@ def _walk(client: Client, comparison: Reconciliation, origin: str, size: int, re
         raise VerificationFailed(message)
 
 
-def _tell(session: Session, comparison: Reconciliation, ledgers: Sequence[LedgerFile], size: int) -> None:
+def _tell(session: Session, comparison: Reconciliation, ledgers: Sequence[LedgerFile], size: int, pruned: int) -> None:
     torn = [ledger for ledger in ledgers if ledger.torn]
     if session.as_json:
         session.emit(
             {
                 "agree": not comparison.total,
                 "entries": size,
+                "pruned": pruned,
                 "ledgers": [
                     {
                         "path": str(ledger.path),
@@ -172,7 +177,12 @@ def _tell(session: Session, comparison: Reconciliation, ledgers: Sequence[Ledger
             say(f"and {comparison.total - _SHOWN} more; --json has the first {len(comparison.findings)}")
         for ledger in torn:
             say(f"{ledger.path}: its last record is torn, as a host that is writing or was stopped leaves it")
-        if comparison.unjudged:
+        if comparison.unjudged and pruned:
+            say(
+                f"{comparison.unjudged} records are for entries below {pruned}, which were dropped from the daemon's store: "
+                "compare them with --directory and the export that holds them"
+            )
+        elif comparison.unjudged:
             say(f"{comparison.unjudged} records are newer than this export: export again to have them compared")
         say(_LIMITS)
     if comparison.total:

@@ -88,16 +88,24 @@ def verify(
     with session.client() as client:
         # Under the newest checkpoint everything older must be found again.
         newest = client.audit.checkpoint()
+        pruned = client.audit.pruned_size()
+        if start < pruned:
+            say(
+                f"the entries below {pruned} were dropped after an export: they are proven to be the beginning of the log, "
+                "and not read. Read them with --directory and that export"
+            )
+            start = pruned
         origin = kept.origin
-        check = LogCheck(origin, _beginning(client, start, newest))
+        check = LogCheck(origin, beginning(client, start, newest))
         with progress(session, start, newest.size) as report:
             _walk(client, check, newest.size, kept, report)
         _judge(client, check, newest.size, newest.root, kept)
-        _prove(client, newest.size, newest.root)
+        _prove(client, pruned, newest.size, newest.root)
     summary = {
         "verified": True,
         "origin": origin,
         "from": start,
+        "pruned": pruned,
         "size": newest.size,
         "root": newest.root.hex(),
         "checkpoints": len(kept.checkpoints) + 1,
@@ -164,7 +172,7 @@ def _kept(log_key: str, remembered: Path | None, checkpoints: Iterable[Path], re
     return kept
 
 
-def _beginning(client: Client, start: int, newest: SignedCheckpoint) -> RootHash:
+def beginning(client: Client, start: int, newest: SignedCheckpoint) -> RootHash:
     """The tree of the entries before `start`, proven to be the beginning of the newest."""
     from greatseal import tlog
 
@@ -262,11 +270,11 @@ def _prove_unread(client: Client, first: int, size: int, root: bytes, kept: _Kep
                 kept.leaves[index] = leaf
 
 
-def _prove(client: Client, size: int, root: bytes) -> None:
-    """Check the daemon's own inclusion proofs of the first and the last entry."""
+def _prove(client: Client, first: int, size: int, root: bytes) -> None:
+    """Check the daemon's own inclusion proofs of the first entry that is there and of the last."""
     from greatseal import tlog
 
-    for index in sorted({0, size - 1}) if size else ():
+    for index in sorted({first, size - 1}) if size else ():
         entry = client.audit.entry(index)
         hashes = client.audit.inclusion(index, size).hashes
         tlog.verify_inclusion(index, size, tlog.leaf_hash(entry.data), hashes, root)

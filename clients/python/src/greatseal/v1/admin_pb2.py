@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18greatseal/v1/admin.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\"#\n\rBackupRequest\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"=\n\x0e\x42\x61\x63kupResponse\x12\x16\n\x08log_size\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62ytes\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\"\x0f\n\rReloadRequest\"%\n\x0eReloadResponse\x12\x13\n\x05notes\x18\x01 \x03(\tB\x04\xe2\x41\x01\x03\"=\n\x11ReleaseKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"E\n\x12ReleaseKeyResponse\x12\x14\n\x06halted\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0bspki_sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x32\xe9\x01\n\x0c\x41\x64minService\x12\x43\n\x06\x42\x61\x63kup\x12\x1b.greatseal.v1.BackupRequest\x1a\x1c.greatseal.v1.BackupResponse\x12\x43\n\x06Reload\x12\x1b.greatseal.v1.ReloadRequest\x1a\x1c.greatseal.v1.ReloadResponse\x12O\n\nReleaseKey\x12\x1f.greatseal.v1.ReleaseKeyRequest\x1a .greatseal.v1.ReleaseKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18greatseal/v1/admin.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\"#\n\rBackupRequest\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"=\n\x0e\x42\x61\x63kupResponse\x12\x16\n\x08log_size\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x62ytes\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x03\"\x0f\n\rReloadRequest\"%\n\x0eReloadResponse\x12\x13\n\x05notes\x18\x01 \x03(\tB\x04\xe2\x41\x01\x03\"=\n\x11ReleaseKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"E\n\x12ReleaseKeyResponse\x12\x14\n\x06halted\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0bspki_sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xa2\x01\n\x0fPruneLogRequest\x12\x19\n\x06\x62\x65\x66ore\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\"\n\x0folder_than_days\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x17\n\tdirectory\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\ncheckpoint\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x42\t\n\x07_beforeB\x12\n\x10_older_than_days\"|\n\x10PruneLogResponse\x12\x12\n\x04size\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04root\x18\x02 \x01(\x0c\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65ntry\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05limit\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x62y_owner\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\x15\n\x13RebuildIndexRequest\"-\n\x14RebuildIndexResponse\x12\x15\n\x07\x65ntries\x18\x01 \x01(\x04\x42\x04\xe2\x41\x01\x03\x32\x8b\x03\n\x0c\x41\x64minService\x12\x43\n\x06\x42\x61\x63kup\x12\x1b.greatseal.v1.BackupRequest\x1a\x1c.greatseal.v1.BackupResponse\x12\x43\n\x06Reload\x12\x1b.greatseal.v1.ReloadRequest\x1a\x1c.greatseal.v1.ReloadResponse\x12O\n\nReleaseKey\x12\x1f.greatseal.v1.ReleaseKeyRequest\x1a .greatseal.v1.ReleaseKeyResponse\x12I\n\x08PruneLog\x12\x1d.greatseal.v1.PruneLogRequest\x1a\x1e.greatseal.v1.PruneLogResponse\x12U\n\x0cRebuildIndex\x12!.greatseal.v1.RebuildIndexRequest\x1a\".greatseal.v1.RebuildIndexResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASEKEYRESPONSE'].fields_by_name['halted']._serialized_options = b'\342A\001\003'
   _globals['_RELEASEKEYRESPONSE'].fields_by_name['spki_sha256']._loaded_options = None
   _globals['_RELEASEKEYRESPONSE'].fields_by_name['spki_sha256']._serialized_options = b'\342A\001\003'
+  _globals['_PRUNELOGREQUEST'].fields_by_name['before']._loaded_options = None
+  _globals['_PRUNELOGREQUEST'].fields_by_name['before']._serialized_options = b'\342A\001\001'
+  _globals['_PRUNELOGREQUEST'].fields_by_name['older_than_days']._loaded_options = None
+  _globals['_PRUNELOGREQUEST'].fields_by_name['older_than_days']._serialized_options = b'\342A\001\001'
+  _globals['_PRUNELOGREQUEST'].fields_by_name['directory']._loaded_options = None
+  _globals['_PRUNELOGREQUEST'].fields_by_name['directory']._serialized_options = b'\342A\001\002'
+  _globals['_PRUNELOGREQUEST'].fields_by_name['checkpoint']._loaded_options = None
+  _globals['_PRUNELOGREQUEST'].fields_by_name['checkpoint']._serialized_options = b'\342A\001\002'
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['size']._loaded_options = None
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['size']._serialized_options = b'\342A\001\003'
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['root']._loaded_options = None
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['root']._serialized_options = b'\342A\001\003'
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['entry']._loaded_options = None
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['entry']._serialized_options = b'\342A\001\003'
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['limit']._loaded_options = None
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['limit']._serialized_options = b'\342A\001\003'
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['by_owner']._loaded_options = None
+  _globals['_PRUNELOGRESPONSE'].fields_by_name['by_owner']._serialized_options = b'\342A\001\003'
+  _globals['_REBUILDINDEXRESPONSE'].fields_by_name['entries']._loaded_options = None
+  _globals['_REBUILDINDEXRESPONSE'].fields_by_name['entries']._serialized_options = b'\342A\001\003'
   _globals['_BACKUPREQUEST']._serialized_start=75
   _globals['_BACKUPREQUEST']._serialized_end=110
   _globals['_BACKUPRESPONSE']._serialized_start=112
@@ -60,6 +80,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASEKEYREQUEST']._serialized_end=292
   _globals['_RELEASEKEYRESPONSE']._serialized_start=294
   _globals['_RELEASEKEYRESPONSE']._serialized_end=363
-  _globals['_ADMINSERVICE']._serialized_start=366
-  _globals['_ADMINSERVICE']._serialized_end=599
+  _globals['_PRUNELOGREQUEST']._serialized_start=366
+  _globals['_PRUNELOGREQUEST']._serialized_end=528
+  _globals['_PRUNELOGRESPONSE']._serialized_start=530
+  _globals['_PRUNELOGRESPONSE']._serialized_end=654
+  _globals['_REBUILDINDEXREQUEST']._serialized_start=656
+  _globals['_REBUILDINDEXREQUEST']._serialized_end=677
+  _globals['_REBUILDINDEXRESPONSE']._serialized_start=679
+  _globals['_REBUILDINDEXRESPONSE']._serialized_end=724
+  _globals['_ADMINSERVICE']._serialized_start=727
+  _globals['_ADMINSERVICE']._serialized_end=1122
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,16 @@ class AdminServiceStub(object):
                 request_serializer=greatseal_dot_v1_dot_admin__pb2.ReleaseKeyRequest.SerializeToString,
                 response_deserializer=greatseal_dot_v1_dot_admin__pb2.ReleaseKeyResponse.FromString,
                 _registered_method=True)
+        self.PruneLog = channel.unary_unary(
+                '/greatseal.v1.AdminService/PruneLog',
+                request_serializer=greatseal_dot_v1_dot_admin__pb2.PruneLogRequest.SerializeToString,
+                response_deserializer=greatseal_dot_v1_dot_admin__pb2.PruneLogResponse.FromString,
+                _registered_method=True)
+        self.RebuildIndex = channel.unary_unary(
+                '/greatseal.v1.AdminService/RebuildIndex',
+                request_serializer=greatseal_dot_v1_dot_admin__pb2.RebuildIndexRequest.SerializeToString,
+                response_deserializer=greatseal_dot_v1_dot_admin__pb2.RebuildIndexResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -77,6 +87,20 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PruneLog(self, request, context):
+        """Records that entries go which an export holds, and begins to drop them. The caller has verified the export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildIndex(self, request, context):
+        """Builds the search index anew from the log. It is derived data, so that the log has no entry about it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +118,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReleaseKey,
                     request_deserializer=greatseal_dot_v1_dot_admin__pb2.ReleaseKeyRequest.FromString,
                     response_serializer=greatseal_dot_v1_dot_admin__pb2.ReleaseKeyResponse.SerializeToString,
+            ),
+            'PruneLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneLog,
+                    request_deserializer=greatseal_dot_v1_dot_admin__pb2.PruneLogRequest.FromString,
+                    response_serializer=greatseal_dot_v1_dot_admin__pb2.PruneLogResponse.SerializeToString,
+            ),
+            'RebuildIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildIndex,
+                    request_deserializer=greatseal_dot_v1_dot_admin__pb2.RebuildIndexRequest.FromString,
+                    response_serializer=greatseal_dot_v1_dot_admin__pb2.RebuildIndexResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +212,60 @@ class AdminService(object):
             '/greatseal.v1.AdminService/ReleaseKey',
             greatseal_dot_v1_dot_admin__pb2.ReleaseKeyRequest.SerializeToString,
             greatseal_dot_v1_dot_admin__pb2.ReleaseKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greatseal.v1.AdminService/PruneLog',
+            greatseal_dot_v1_dot_admin__pb2.PruneLogRequest.SerializeToString,
+            greatseal_dot_v1_dot_admin__pb2.PruneLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greatseal.v1.AdminService/RebuildIndex',
+            greatseal_dot_v1_dot_admin__pb2.RebuildIndexRequest.SerializeToString,
+            greatseal_dot_v1_dot_admin__pb2.RebuildIndexResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class AdminServiceStub:
     """Reads the configuration again, as SIGHUP does; a file with errors keeps the old settings."""
     ReleaseKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReleaseKeyRequest, _admin_pb2.ReleaseKeyResponse]
     """Puts a key back to work that was halted. The log has it before it holds."""
+    PruneLog: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PruneLogRequest, _admin_pb2.PruneLogResponse]
+    """Records that entries go which an export holds, and begins to drop them. The caller has verified the export."""
+    RebuildIndex: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RebuildIndexRequest, _admin_pb2.RebuildIndexResponse]
+    """Builds the search index anew from the log. It is derived data, so that the log has no entry about it."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -51,6 +55,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Reads the configuration again, as SIGHUP does; a file with errors keeps the old settings."""
     ReleaseKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReleaseKeyRequest, _admin_pb2.ReleaseKeyResponse]  # type: ignore[assignment]
     """Puts a key back to work that was halted. The log has it before it holds."""
+    PruneLog: _aio.UnaryUnaryMultiCallable[_admin_pb2.PruneLogRequest, _admin_pb2.PruneLogResponse]  # type: ignore[assignment]
+    """Records that entries go which an export holds, and begins to drop them. The caller has verified the export."""
+    RebuildIndex: _aio.UnaryUnaryMultiCallable[_admin_pb2.RebuildIndexRequest, _admin_pb2.RebuildIndexResponse]  # type: ignore[assignment]
+    """Builds the search index anew from the log. It is derived data, so that the log has no entry about it."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served on the admin socket alone, a Unix socket of mode 0600; never on the network."""
@@ -78,5 +86,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ReleaseKeyResponse, _abc.Awaitable[_admin_pb2.ReleaseKeyResponse]]:
         """Puts a key back to work that was halted. The log has it before it holds."""
+
+    @_abc_1.abstractmethod
+    def PruneLog(
+        self,
+        request: _admin_pb2.PruneLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.PruneLogResponse, _abc.Awaitable[_admin_pb2.PruneLogResponse]]:
+        """Records that entries go which an export holds, and begins to drop them. The caller has verified the export."""
+
+    @_abc_1.abstractmethod
+    def RebuildIndex(
+        self,
+        request: _admin_pb2.RebuildIndexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RebuildIndexResponse, _abc.Awaitable[_admin_pb2.RebuildIndexResponse]]:
+        """Builds the search index anew from the log. It is derived data, so that the log has no entry about it."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

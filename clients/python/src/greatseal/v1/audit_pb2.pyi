@@ -411,10 +411,15 @@ class ListEntriesResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     LOG_SIZE_FIELD_NUMBER: _builtins.int
     INTENTS_FIELD_NUMBER: _builtins.int
+    PRUNED_SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Send it back for the next page; empty at the end."""
     log_size: _builtins.int
     """Size of the log when this page was read."""
+    pruned_size: _builtins.int
+    """Entries below were pruned after an export; of those, only some are still given (entries of the type admin,
+    and the last one). 0 where nothing was pruned.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """The entries in the order asked for."""
@@ -430,10 +435,11 @@ class ListEntriesResponse(_message.Message):
         next_page_token: _builtins.str = ...,
         log_size: _builtins.int = ...,
         intents: _abc.Iterable[Global___Entry] | None = ...,
+        pruned_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "intents", b"intents", "log_size", b"log_size", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "intents", b"intents", "log_size", b"log_size", "next_page_token", b"next_page_token", "pruned_size", b"pruned_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

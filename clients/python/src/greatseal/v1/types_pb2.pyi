@@ -149,6 +149,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The signature stands in the log and waits for cosignatures of witnesses; RetryInfo says when to ask again with
     the same request_id, metadata `cosignatures` how many there are and `wanted` how many it takes (UNAVAILABLE).
     """
+    ENTRY_PRUNED: _ErrorReason.ValueType  # 40
+    """The entry was dropped after an export; metadata `export` says where that is, `pruned_size` below which entries
+    were (NOT_FOUND).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed: the `reason` of the one google.rpc.ErrorInfo that every error
@@ -224,6 +228,10 @@ which is true (FAILED_PRECONDITION).
 WITNESSES_MISSING: ErrorReason.ValueType  # 32
 """The signature stands in the log and waits for cosignatures of witnesses; RetryInfo says when to ask again with
 the same request_id, metadata `cosignatures` how many there are and `wanted` how many it takes (UNAVAILABLE).
+"""
+ENTRY_PRUNED: ErrorReason.ValueType  # 40
+"""The entry was dropped after an export; metadata `export` says where that is, `pruned_size` below which entries
+were (NOT_FOUND).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

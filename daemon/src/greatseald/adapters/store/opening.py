@@ -44,6 +44,20 @@ def restore(source: str, url: str, *, replace: bool = False) -> str | None:
     return sqlite_copy.restore(source, sqlite_path(url), replace=replace)
 
 
+def compact(url: str) -> tuple[int, int]:
+    """Give free space within the stopped store `url` back; return the bytes of its file before and after.
+
+    Raises:
+        StoreUnusable: a daemon uses it, or it cannot be used.
+        StoreError: it is not SQLite, or there is no room for a second copy of it.
+    """
+    if _scheme(url) != "sqlite":
+        raise StoreError("PostgreSQL reuses the space by itself (autovacuum); VACUUM FULL gives it back")
+    from greatseald.adapters.store import sqlite_copy
+
+    return sqlite_copy.compact(sqlite_path(url))
+
+
 def sqlite_path(url: str) -> str:
     """Return the file of an `sqlite:///absolute/path` URL (percent-encoded where needed). Raises StoreUnusable."""
     parts = urlsplit(url)

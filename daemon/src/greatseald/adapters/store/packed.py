@@ -67,3 +67,22 @@ def cut(rows: Iterable[tuple[int, bytes]], start: int, end: int) -> list[bytes]:
             raise PackedError(f"the commit that ends at {size} begins at {first}, not at {start + len(found)}")
         found += unpack(blob, start - first, end - first)
     return found
+
+
+ADMIN: bytes = b'"t":"admin"'
+"""Stands in every entry of the type admin and in no other: a quotation mark within a JSON string is escaped."""
+
+
+def to_keep(size: int, blob: bytes) -> list[tuple[int, bytes, bool]]:
+    """Return what stays of a commit that ended at `size` when it is pruned: index, entry, whether it is an admin entry.
+
+    Its admin entries, and its last one. Raises PackedError.
+    """
+    number = count(blob)
+    first = size - number
+    entries = unpack(blob, 0, number)
+    return [
+        (index, entry, ADMIN in entry)
+        for index, entry in enumerate(entries, first)
+        if index == size - 1 or ADMIN in entry
+    ]

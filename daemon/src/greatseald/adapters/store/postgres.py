@@ -37,10 +37,12 @@ from greatseald.adapters.store.postgres_readers import Readers
 from greatseald.ports.store import (
     Append,
     Attempt,
+    EntriesPruned,
     FencesLost,
     Head,
     HeadMoved,
     OpenIntent,
+    Pruned,
     RequestKey,
     RequestsKnown,
     StoreBroken,
@@ -281,6 +283,13 @@ class PostgresStore:
         try:
             return packed.cut(rows, start, end)
         except packed.PackedError as error:
+            # Only where something is missing: a look at what was pruned for each read would cost a trip.
+            pruned = self.pruned()
+            if pruned is not None and start < pruned.size:
+                kept = self.kept(start, end, 1) if end - start == 1 else []
+                if not kept:
+                    raise EntriesPruned(pruned.size) from None
+                return [kept[0][1]]
             self._broken = f"the audit log's store ({self._where}) holds malformed rows: {error}"
             raise StoreBroken(self._broken) from error
 
@@ -340,6 +349,39 @@ class PostgresStore:
         if row is None or row[0] is None:
             return 0, sql.FIRST_KEY
         return row[3], RequestKey(*row[:3])
+
+    def pruned(self) -> Pruned | None:
+        rows = self._rows("SELECT size, target, entry FROM greatseal.pruned")
+        return Pruned(*rows[0]) if rows else None
+
+    def kept(self, start: int, end: int, limit: int, *, descending: bool = False) -> list[tuple[int, bytes]]:
+        order = "DESC" if descending else "ASC"
+        query = f"SELECT idx, entry FROM greatseal.kept WHERE idx >= %s AND idx < %s ORDER BY idx {order} LIMIT %s"  # noqa: S608 - a word
+        return [(index, entry) for index, entry in self._rows(query, (start, end, limit))]
+
+    def held_from(self) -> int | None:
+        query = """
+            SELECT min(first) FROM (
+                SELECT min(idx) AS first FROM greatseal.open_intents UNION ALL SELECT min(intent) FROM greatseal.requests
+            ) AS held
+            """
+        found: int | None = self._rows(query)[0][0]
+        return found
+
+    def boundary(self, index: int) -> int:
+        query = "SELECT coalesce(max(size), 0) FROM greatseal.commits WHERE size <= %s"
+        found: int = self._rows(query, (index,))[0][0]
+        return found
+
+    def begin_pruning(self, target: int, entry: int) -> None:
+        raise StoreError(
+            f"entries below {target} (entry {entry}) are dropped by the role that owns the schema, not by a front's: "
+            "give `greatseald log prune` its URL with --as"
+        )
+
+    def prune(self, span: int) -> bool:  # noqa: ARG002 - the port's
+        """Nothing is left for a front to drop."""
+        return False
 
     def backup(self, path: str) -> None:
         raise StoreError(

@@ -35,6 +35,12 @@ _NOT_FOR_FRONTS: Final = (
     ("tiles", "DELETE"),
     ("head", "INSERT"),
     ("head", "DELETE"),
+    ("pruned", "INSERT"),
+    ("pruned", "UPDATE"),
+    ("pruned", "DELETE"),
+    ("kept", "INSERT"),
+    ("kept", "UPDATE"),
+    ("kept", "DELETE"),
     ("schema_version", "UPDATE"),
 )
 

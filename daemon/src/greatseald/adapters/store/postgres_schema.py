@@ -72,6 +72,20 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ALTER TABLE greatseal.head ADD COLUMN authority BIGINT;
     ALTER TABLE greatseal.commits ADD COLUMN authority BIGINT;
     """,
+    # What was dropped after an export, and what was kept of it. Fronts read both.
+    """
+    CREATE TABLE greatseal.pruned (
+        one BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
+        size BIGINT NOT NULL,
+        target BIGINT NOT NULL,
+        entry BIGINT NOT NULL
+    );
+    CREATE TABLE greatseal.kept (
+        idx BIGINT PRIMARY KEY,
+        admin BOOLEAN NOT NULL,
+        entry BYTEA NOT NULL
+    );
+    """,
 )
 """`MIGRATIONS[n]` leads from version n to n + 1; version 0 is a database without our schema. Released ones never change."""
 
@@ -89,6 +103,8 @@ _COLUMNS: Final = {
     "tiles": "level integer, idx bigint, data bytea",
     "open_intents": "idx bigint, boot bytea",
     "outcomes": "intent bigint, outcome bigint",
+    "pruned": "one boolean, size bigint, target bigint, entry bigint",
+    "kept": "idx bigint, admin boolean, entry bytea",
     "requests": "request_id bytea, caller bytea, attempt bigint, request_hash bytea, intent bigint",
 }
 """What the newest version's tables are. Further tables do not matter."""

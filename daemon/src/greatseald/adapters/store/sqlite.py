@@ -34,10 +34,12 @@ from greatseald.adapters.store import packed, sqlite_connections, sqlite_copy, s
 from greatseald.ports.store import (
     Append,
     Attempt,
+    EntriesPruned,
     FencesLost,
     Head,
     HeadMoved,
     OpenIntent,
+    Pruned,
     RequestKey,
     RequestsKnown,
     StoreBroken,
@@ -93,6 +95,8 @@ class SqliteStore:
             self._lock.release()
             raise
         self._cursor = self._writer.cursor()
+        self._pruned: Pruned | None = None
+        self._knows_pruned = False
 
     def append(self, batch: Append) -> None:
         if self._broken is not None:
@@ -190,6 +194,9 @@ class SqliteStore:
         start = max(start, 0)
         if start >= end:
             return []
+        pruned = self.pruned()
+        if pruned is not None and start < pruned.size:
+            return self._lone(start, end, pruned.size)
         # Row `size` holds the entries below `size`; the last row wanted is the first with size >= end.
         query = """
             SELECT size, entries FROM commits WHERE size > ?1
@@ -198,6 +205,10 @@ class SqliteStore:
         try:
             return packed.cut(self._rows(query, (start, end)), start, end)
         except packed.PackedError as error:
+            # The writer may have pruned since the look above.
+            row = self._row("SELECT size FROM pruned WHERE size > ?", (start,))
+            if row is not None:
+                return self._lone(start, end, row[0])
             self._break("a read", error)
 
     def tile(self, level: int, index: int) -> bytes | None:
@@ -250,6 +261,88 @@ class SqliteStore:
             intents = str([intent for (intent,) in rows])
             self._cursor.execute("DELETE FROM outcomes WHERE intent IN (SELECT value FROM json_each(?))", (intents,))
         return len(rows)
+
+    def _lone(self, start: int, end: int, pruned: int) -> list[bytes]:
+        kept = self.kept(start, end, 1) if end - start == 1 else []
+        if not kept:
+            raise EntriesPruned(pruned)
+        return [kept[0][1]]
+
+    def pruned(self) -> Pruned | None:
+        if not self._knows_pruned:
+            row = self._row("SELECT size, target, entry FROM pruned")
+            self._pruned = None if row is None else Pruned(*row)
+            self._knows_pruned = True
+        return self._pruned
+
+    def kept(self, start: int, end: int, limit: int, *, descending: bool = False) -> list[tuple[int, bytes]]:
+        order = "DESC" if descending else "ASC"
+        query = f"SELECT idx, entry FROM kept WHERE idx >= ? AND idx < ? ORDER BY idx {order} LIMIT ?"  # noqa: S608 - a word
+        return [(index, entry) for index, entry in self._rows(query, (start, end, limit))]
+
+    def held_from(self) -> int | None:
+        query = "SELECT min(first) FROM (SELECT min(idx) AS first FROM open_intents UNION ALL SELECT min(intent) FROM requests)"
+        found: int | None = self._row(query)[0]
+        return found
+
+    def boundary(self, index: int) -> int:
+        found: int = self._row("SELECT coalesce(max(size), 0) FROM commits WHERE size <= ?", (index,))[0]
+        return found
+
+    def begin_pruning(self, target: int, entry: int) -> None:
+        if self._broken is not None:
+            raise StoreBroken(self._broken)
+        before = self.pruned()
+        begun = before.size if before is not None else 0
+        head = self.head()
+        if head is None or target >= head.size:
+            raise ValueError(f"the newest commit holds the head, and a pruning to {target} would take it")
+        try:
+            self._cursor.execute("REPLACE INTO pruned VALUES (1, ?, ?, ?)", (begun, target, entry))
+        except apsw.Error as error:
+            self._break("the beginning of a pruning", error)
+        self._pruned = Pruned(begun, target, entry)
+
+    def prune(self, span: int) -> bool:
+        if self._broken is not None:
+            raise StoreBroken(self._broken)
+        before = self.pruned()
+        if before is None or before.size >= before.target:
+            return False
+        try:
+            with self._writer:
+                size = self._prune_to(before, span)
+        except apsw.Error as error:
+            self._break("a pruning", error)
+        except packed.PackedError as error:
+            self._break("a pruning", error)
+        self._pruned = before._replace(size=size)
+        self._pages += _COMMIT_PAGES + span // 2
+        if self._pages >= _CHECKPOINT_PAGES:
+            self._checkpoint()
+        return size < before.target
+
+    def _prune_to(self, before: Pruned, span: int) -> int:
+        """Drop commits within the transaction that is open; return the size below which nothing is left."""
+        run = self._cursor.execute
+        bound = min(before.target, before.size + span)
+        end: int = run(
+            "SELECT coalesce(max(size), 0) FROM commits WHERE size > ? AND size <= ?", (before.size, bound)
+        ).get
+        if not end:  # one commit that is larger than the span, or none at all
+            end = run("SELECT coalesce(min(size), ?) FROM commits WHERE size > ?", (before.target, before.size)).get
+        rows: Any = run(
+            "SELECT size, entries FROM commits WHERE size > ? AND size <= ? ORDER BY size", (before.size, end)
+        )
+        kept = [each for size, blob in rows.fetchall() for each in packed.to_keep(size, blob)]
+        run("DELETE FROM kept WHERE idx = ? AND NOT admin", (before.size - 1,))
+        self._cursor.executemany(
+            "REPLACE INTO kept (idx, entry, admin) VALUES (?, ?, ?)",
+            [(index, entry, int(admin)) for index, entry, admin in kept if admin or index == end - 1],
+        )
+        run("DELETE FROM commits WHERE size > ? AND size <= ?", (before.size, end))
+        run("UPDATE pruned SET size = ?", (end,))
+        return end
 
     def backup(self, path: str) -> None:
         with self._reader() as connection:

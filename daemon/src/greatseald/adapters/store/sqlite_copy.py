@@ -17,7 +17,7 @@ from typing import Final
 
 import apsw
 
-from greatseald.adapters.store import sqlite_files, sqlite_schema
+from greatseald.adapters.store import sqlite_connections, sqlite_files, sqlite_schema
 from greatseald.ports.store import StoreError, StoreUnusable
 
 _STEP_PAGES: Final = 2048
@@ -119,6 +119,37 @@ def restore(source: str, database: str, *, replace: bool = False) -> str | None:
     finally:
         lock.release()
     return moved
+
+
+def compact(database: str) -> tuple[int, int]:
+    """Rewrite a database without its free pages, while no daemon runs; return its bytes before and after.
+
+    SQLite writes the new one beside it and copies it over in one transaction: a crash leaves the old one.
+
+    Raises:
+        StoreUnusable: in use, damaged, foreign, or of another schema.
+        StoreError: it cannot be rewritten; it stays as it was.
+    """
+    target = Path(database)
+    if not target.is_file():
+        raise StoreUnusable(f"there is no database at {database}")
+    lock = sqlite_files.LockFile(database)
+    try:
+        before = target.stat().st_size
+        connection = sqlite_connections.open_writer(database, sqlite_schema.MIGRATIONS)
+        try:
+            connection.execute("VACUUM")
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.Error as error:
+            raise StoreError(
+                f"{database} was not rewritten, and is as it was: {sqlite_connections.explain(error)}. It takes as much free "
+                "space beside it as it has bytes"
+            ) from error
+        finally:
+            connection.close()
+        return before, target.stat().st_size
+    finally:
+        lock.release()
 
 
 def _open_checked(source: str) -> apsw.Connection:

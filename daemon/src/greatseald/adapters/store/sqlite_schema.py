@@ -12,6 +12,8 @@ are not exactly those of its version: a trigger that somebody added would run in
 | `open_intents` | each fence: an intent without outcome | recovery |
 | `outcomes` | each closed intent | retried requests |
 | `requests` | each attempt at a request | request id |
+| `pruned` | what was dropped after an export: none or one row | start, and reads that find nothing |
+| `kept` | each entry that was kept of that | index |
 
 Every index is paid for on the release path, so there is none but the primary keys: `commits`,
 `open_intents` and `outcomes` grow at their right edge, and so does `requests` with UUIDv7 ids.
@@ -66,6 +68,20 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     # Where the newest entry stands that gives authority; NULL in commits of before.
     """
     ALTER TABLE commits ADD COLUMN authority INTEGER;
+    """,
+    # What was dropped after an export, and what was kept of it.
+    """
+    CREATE TABLE pruned (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        size INTEGER NOT NULL,
+        target INTEGER NOT NULL,
+        entry INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE kept (
+        idx INTEGER PRIMARY KEY,
+        admin INTEGER NOT NULL,
+        entry BLOB NOT NULL
+    ) STRICT;
     """,
 )
 """`MIGRATIONS[n]` leads from version n to n + 1; version 0 is an empty file. Released ones never change."""
