@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import msgspec
-
 from greatseald.adapters.tokens.ckr import LoginVerdict
 from greatseald.adapters.tokens.device import (
     Device,
@@ -45,6 +43,7 @@ from greatseald.adapters.tokens.operator_protocol import (
     Request,
     TokenStatus,
 )
+from greatseald.adapters.tokens.operator_status import describe
 from greatseald.adapters.tokens.pin import (
     PinUnavailable,
     drop_staged_pin,
@@ -165,39 +164,8 @@ class OperatorDesk:
     # -- how it stands ------------------------------------------------------------------------------
 
     def _status(self) -> TokenStatus:
-        settings, holder = self._settings, self._holder
-        if settings.by_operator:
-            source = "operator"
-        elif settings.pin_file is not None:
-            source = "file"
-        else:
-            source = "credential" if settings.pin_credential else "none"
-        with suppress(LatchUnusable):
-            last = self._latch.last_attempt()
-            status = TokenStatus("locked" if self._locks else holder.state, source, holder.detail, last_attempt=last)
-            return self._with_device(status, holder.opened_device)
-        return TokenStatus(holder.state, source, holder.detail)
-
-    def _with_device(self, status: TokenStatus, device: Device | None) -> TokenStatus:
-        waiting = len(self._acts.waiting)
-        if device is None:
-            return _replace(status, acts_waiting=waiting)
-        try:
-            tries, unblocking, rules = device.tries, device.unblocking_tries, device.pin_rules
-        except DeviceError as error:
-            return _replace(status, acts_waiting=waiting, detail=status.detail or str(error))
-        return _replace(
-            status,
-            acts_waiting=waiting,
-            counter=tries.counter.value,
-            tries=str(tries),
-            unblocking_counter=unblocking.counter.value,
-            unblocking_tries=str(unblocking),
-            unblocks_with=device.unblocks_with,
-            least_bytes=rules.least,
-            most_bytes=rules.most,
-            pin_pad=device.has_pin_pad,
-        )
+        state = "locked" if self._locks else self._holder.state
+        return describe(self._settings, self._latch, self._acts, state, self._holder.detail, self._holder.opened_device)
 
     # -- what can be done ---------------------------------------------------------------------------
 
@@ -440,7 +408,3 @@ class OperatorDesk:
     def _named(self, error: Exception) -> str:
         message = str(error)
         return message if message.startswith("token ") else f"token {self._settings.name}: {message}"
-
-
-def _replace(status: TokenStatus, **changes: Any) -> TokenStatus:
-    return msgspec.structs.replace(status, **changes)

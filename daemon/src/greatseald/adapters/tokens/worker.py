@@ -28,9 +28,7 @@ from greatseald.adapters.tokens.engine import Engine
 from greatseald.adapters.tokens.frames import (
     ActsNoted,
     FindKey,
-    FrameBuffer,
     FrameInvalid,
-    FromHost,
     Hello,
     NotReady,
     Ping,
@@ -41,6 +39,7 @@ from greatseald.adapters.tokens.frames import (
     ToHost,
     TouchWait,
 )
+from greatseald.adapters.tokens.front_connection import Connection
 from greatseald.adapters.tokens.hardening import die_with_parent, harden, ignore_terminal_signals
 from greatseald.adapters.tokens.latch import FILE_NAME as LATCH_NAME
 from greatseald.adapters.tokens.latch import LatchUnusable, PinAttemptForbidden, PinLatch
@@ -52,12 +51,11 @@ from greatseald.adapters.tokens.operator_desk import OperatorDesk
 from greatseald.adapters.tokens.operator_socket import OperatorSocket
 from greatseald.adapters.tokens.pin import PinUnavailable, pin_source, read_pin
 from greatseald.adapters.tokens.secret import Secret
-from greatseald.adapters.tokens.unix_sockets import SocketUnusable, peer_uid
+from greatseald.adapters.tokens.unix_sockets import SocketUnusable
 from greatseald.adapters.tokens.uris import UriInvalid
 from greatseald.adapters.tokens.watchdog import EXIT_GAVE_UP, Watchdog
 from greatseald.domain.tokens import TokenSettings
 
-_READ_BYTES: Final = 256 * 1024
 _MAX_CONNECTIONS: Final = 16
 _NOT_READY_SECONDS: Final = 5.0
 _LOCKED_SECONDS: Final = 60.0
@@ -68,61 +66,6 @@ STARTUP_SECONDS: Final = 20.0
 _STARTUP: Final = -1
 _OPERATOR: Final = -2
 _IDLE_SECONDS: Final = 10.0
-
-
-class Connection:
-    """One front at the other end of a socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._lock = threading.Lock()
-        self._buffer = FrameBuffer()
-        self._pending: list[bytes] = []
-        self.greeted = False
-        self.ready = False
-        """Whether it was told that the token is ready: only then may it ask for anything."""
-
-    def send(self, message: FromHost) -> None:
-        """Send one message; a front that is gone gets nothing and that is no error."""
-        data = frames.encode(message)
-        with self._lock, suppress(OSError):
-            self._socket.sendall(data)
-
-    def last_words(self, message: NotReady) -> None:
-        """Send a message before the process ends, if nobody else is sending and the front reads."""
-        if self._lock.acquire(timeout=_SEND_SECONDS):
-            try:
-                with suppress(OSError):
-                    self._socket.settimeout(_SEND_SECONDS)
-                    self._socket.sendall(frames.encode(message))
-            finally:
-                self._lock.release()
-
-    def receive(self) -> ToHost | None:
-        """The next message; None at the end of the stream.
-
-        Raises:
-            FrameInvalid: the front does not speak this protocol.
-        """
-        while not self._pending:
-            try:
-                data = self._socket.recv(_READ_BYTES)
-            except OSError:
-                return None
-            if not data:
-                return None
-            self._pending.extend(self._buffer.feed(data))
-        return frames.decode_to_host(self._pending.pop(0))
-
-    def peer_uid(self) -> int:
-        """The user at the other end, by the kernel's word (SO_PEERCRED)."""
-        return peer_uid(self._socket)
-
-    def close(self) -> None:
-        """Close the socket; whoever reads from it sees the end."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
 
 
 class Worker:
