@@ -131,3 +131,17 @@ async def test_the_command_asks_for_the_puk_and_tells_the_tries(site: YubiKeySit
     wrong = await asyncio.to_thread(token, "change-pin", "yk", "--stdin", stdin=f"{PIN}\n{PIN}1\n")
     assert wrong.returncode == 3
     assert "2 tries are left" in wrong.stderr
+
+
+async def test_asking_how_it_stands_does_not_disturb_signatures(site: YubiKeySite):
+    """The device does one thing at a time; an operator's question waits for its turn."""
+    site.generate("9c", "ECCP256")
+    site.rig.switch(SERIAL, sign_seconds=0.01)
+    async with site.token() as token:
+        signing = asyncio.create_task(site.sign(token, SLOT, P256, site.operations(60)))
+        for _ in range(10):
+            status = (await ask(site, "status", by_operator=False)).status
+            assert status is not None
+            assert (status.state, status.tries) == ("ready", "3 tries are left")
+        assert (await ask(site, "change-pin", NEW, by_operator=False)).result == "done"
+        assert all(isinstance(result, Signed) for result in await signing)

@@ -127,7 +127,7 @@ class Engine:
         self._sessions: list[Any] = []
         self._keys: dict[str, KeyDescription] = {}
         self._accept_lock = threading.Lock()
-        self._login_lock = threading.Lock()
+        self._login_lock = threading.RLock()
         self.operation_seconds = 0.0
 
     def start(self, first: Any) -> int:
@@ -393,7 +393,7 @@ class Engine:
 
     def _run(self, number: int, item: _Errand) -> None:
         try:
-            with self._watchdog.watch(number):
+            with self._login_lock, self._watchdog.watch(number):  # it may try a PIN, under the latch
                 item.work(self._session(number))
         except DeviceError as error:
             item.error = error
@@ -543,9 +543,9 @@ class Engine:
             self._changed.wait_for(lambda: self._busy == 0, _LAST_ANSWERS_SECONDS)
         self._on_end()
 
-    def lock(self, detail: str) -> None:
-        """End for an operator, who has to unlock the token again: what was not begun is answered, then the process ends."""
-        self._end(detail, locked=True)
+    def leave(self, detail: str, *, locked: bool) -> None:
+        """End as an operator wants it: what was not begun is answered, then the process ends."""
+        self._end(detail, locked=locked)
 
     def stop(self, timeout: float) -> bool:
         """Finish what was asked for; whether every thread ended in `timeout` seconds."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from greatseald.adapters.tokens.ckr import LoginVerdict
 from greatseald.adapters.tokens.device import (
@@ -43,7 +44,7 @@ from greatseald.adapters.tokens.operator_protocol import (
     Request,
     TokenStatus,
 )
-from greatseald.adapters.tokens.operator_status import describe
+from greatseald.adapters.tokens.operator_status import describe, describe_tries
 from greatseald.adapters.tokens.pin import (
     PinUnavailable,
     drop_staged_pin,
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
 
 DONE, REFUSED, FORBIDDEN, FAILED, USAGE = "done", "refused", "forbidden", "failed", "usage"
 _UNUSABLE: Final = (ActsUnusable, DeviceError, DeviceUnusable, LatchUnusable, PinUnavailable, TokenNotFound, UriInvalid)
+
+
+_Result = TypeVar("_Result")
 
 
 class Holder(Protocol):
@@ -84,8 +88,11 @@ class Holder(Protocol):
         """The device, if it is open."""
         ...
 
-    def with_session(self, work: Callable[[Any], None]) -> None:
-        """Do something with a session that nobody else uses meanwhile. Raises what `work` raises, and DeviceUnusable."""
+    def with_session(self, work: Callable[[Any], _Result]) -> _Result:
+        """Do something with a session, and with the device, that nobody else uses meanwhile.
+
+        Raises what `work` raises; DeviceUnusable, where it was not begun.
+        """
         ...
 
     def known_pin(self) -> Secret | None:
@@ -164,8 +171,13 @@ class OperatorDesk:
     # -- how it stands ------------------------------------------------------------------------------
 
     def _status(self) -> TokenStatus:
-        state = "locked" if self._locks else self._holder.state
-        return describe(self._settings, self._latch, self._acts, state, self._holder.detail, self._holder.opened_device)
+        holder, device = self._holder, self._holder.opened_device
+        state = "locked" if self._locks else holder.state
+        status = describe(self._settings, self._latch, self._acts, state, holder.detail)
+        if device is not None:
+            with suppress(DeviceError, DeviceUnusable):
+                return holder.with_session(lambda _: describe_tries(status, device))
+        return status
 
     # -- what can be done ---------------------------------------------------------------------------
 
@@ -180,22 +192,23 @@ class OperatorDesk:
         if len(secrets) > 1 or not (secrets or device.has_pin_pad):
             return Answer(USAGE, f"token {settings.name} is unlocked with one PIN")
         pin = secrets[0] if secrets else None
-        wrong = self._known_wrong(device, pin) if pin is not None else ""
-        if wrong:
-            return Answer(FORBIDDEN, wrong)
 
-        def work() -> str:
-            self._try(
-                device, pin, lambda: holder.with_session(lambda session: device.login(session, pin)), request.final_try
-            )
-            try:
-                holder.come_up(pin.copy() if pin is not None else None)
-            except BaseException:
-                self._must_end = True  # logged in, and of no use: a fresh process asks for the PIN again
-                raise
-            return f"token {settings.name} is unlocked, until its host ends"
+        def unlock(session: Any) -> Answer:
+            if pin is not None and (wrong := self._known_wrong(device, pin)):
+                return Answer(FORBIDDEN, wrong)
 
-        return self._carry_out(UNLOCK, "unlocked", uid, work)
+            def work() -> str:
+                self._try(device, pin, lambda: device.login(session, pin), request.final_try)
+                try:
+                    holder.come_up(pin.copy() if pin is not None else None)
+                except BaseException:
+                    self._must_end = True  # logged in, and of no use: a fresh process asks for the PIN again
+                    raise
+                return f"token {settings.name} is unlocked, until its host ends"
+
+            return self._carry_out(UNLOCK, "unlocked", uid, work)
+
+        return holder.with_session(unlock)
 
     def _lock(self, uid: int, request: Request, secrets: Sequence[Secret]) -> Answer:
         del request, secrets
@@ -224,18 +237,23 @@ class OperatorDesk:
         try:
             if current == new:
                 return Answer(USAGE, f"the new PIN of token {name} is the current one")
-            wrong = self._known_wrong(device, current) or device.pin_rules.broken_by(new, "the new PIN")
-            if wrong:
-                return Answer(FORBIDDEN, wrong)
 
-            def change() -> None:
-                holder.with_session(lambda session: device.change_pin(session, current, new))
+            def change(session: Any) -> Answer:
+                wrong = self._known_wrong(device, current) or device.pin_rules.broken_by(new, "the new PIN")
+                if wrong:
+                    return Answer(FORBIDDEN, wrong)
 
-            def work() -> str:
-                self._set_pin(new, lambda done: self._try(device, current, lambda: done(change), request.final_try))
-                return f"token {name} has its new PIN{self._what_next()}"
+                def work() -> str:
+                    def attempt(done: Callable[[Callable[[], None]], None]) -> None:
+                        take = partial(device.change_pin, session, current, new)
+                        self._try(device, current, lambda: done(take), request.final_try)
 
-            return self._carry_out(CHANGE_PIN, "changed", uid, work)
+                    self._set_pin(new, attempt)
+                    return f"token {name} has its new PIN{self._what_next()}"
+
+                return self._carry_out(CHANGE_PIN, "changed", uid, work)
+
+            return holder.with_session(change)
         finally:
             current.wipe()
             self._must_end = self._must_end or holder.state == "closed"
@@ -250,22 +268,19 @@ class OperatorDesk:
             return Answer(USAGE, "unblocking takes what unblocks, and the new PIN")
         device, (authority, new) = self._device(), secrets
         what = device.unblocks_with
-        try:
-            wrong = device.pin_rules.broken_by(authority, f"the {what}") or device.pin_rules.broken_by(
-                new, "the new PIN"
-            )
+
+        def unblock(session: Any) -> Answer:
+            rules = device.pin_rules
+            wrong = rules.broken_by(authority, f"the {what}") or rules.broken_by(new, "the new PIN")
             if not wrong and authority in self._refused_authorities:
                 wrong = f"this {what} was refused before and is not tried again"
             wrong = wrong or self._spares_the_last(device, final_try=request.final_try)
             if wrong:
                 return Answer(FORBIDDEN, f"token {name}: {wrong}")
 
-            def unblock() -> None:
-                holder.with_session(lambda session: device.unblock(session, authority, new))
-
             def work() -> str:
                 try:
-                    self._set_pin(new, lambda done: done(unblock))
+                    self._set_pin(new, lambda done: done(partial(device.unblock, session, authority, new)))
                 except DeviceError as error:
                     if error.login is LoginVerdict.REFUSED:
                         self._refused_authorities.add(authority)
@@ -276,6 +291,9 @@ class OperatorDesk:
                 return f"token {name} has its new PIN{self._what_next()}"
 
             return self._carry_out(UNBLOCK, "unblocked", uid, work)
+
+        try:
+            return holder.with_session(unblock)
         finally:
             self._must_end = self._must_end or holder.state == "closed"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from greatseald.adapters.tokens.device import Device, DeviceError
+from greatseald.adapters.tokens.device import Device
 from greatseald.adapters.tokens.latch import LatchUnusable, PinLatch
 from greatseald.adapters.tokens.operator_acts import ActJournal
 from greatseald.adapters.tokens.operator_protocol import TokenStatus
@@ -16,19 +16,17 @@ if TYPE_CHECKING:
     from greatseald.domain.tokens import TokenSettings
 
 
-def describe(
-    settings: TokenSettings, latch: PinLatch, acts: ActJournal, state: str, detail: str, device: Device | None
-) -> TokenStatus:
-    """What is known; of the token itself only where its device is open."""
+def describe(settings: TokenSettings, latch: PinLatch, acts: ActJournal, state: str, detail: str) -> TokenStatus:
+    """What the host knows without asking the token."""
     status = TokenStatus(state, _pin_from(settings), detail, acts_waiting=len(acts.waiting))
     with suppress(LatchUnusable):
         status = msgspec.structs.replace(status, last_attempt=latch.last_attempt())
-    if device is None:
-        return status
-    try:
-        tries, unblocking, rules = device.tries, device.unblocking_tries, device.pin_rules
-    except DeviceError as error:
-        return msgspec.structs.replace(status, detail=detail or str(error))
+    return status
+
+
+def describe_tries(status: TokenStatus, device: Device) -> TokenStatus:
+    """The same with what the token says of its PINs. Raises DeviceError."""
+    tries, unblocking, rules = device.tries, device.unblocking_tries, device.pin_rules
     return msgspec.structs.replace(
         status,
         counter=tries.counter.value,

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from greatseald.adapters.tokens import frames
 from greatseald.adapters.tokens.act_reporter import ActReporter
@@ -66,6 +66,7 @@ STARTUP_SECONDS: Final = 20.0
 _STARTUP: Final = -1
 _OPERATOR: Final = -2
 _IDLE_SECONDS: Final = 10.0
+_Result = TypeVar("_Result")
 
 
 class Worker:
@@ -133,20 +134,25 @@ class Worker:
         if not settings.by_operator:
             self._latch.refuse_if_closed()
             pin = read_pin(settings)
-        first = self._open_device()
         if settings.by_operator:
+            self._open_device()
             last = self._latch.last_attempt()
             detail = (
                 f"token {settings.name} waits for an operator: `greatseald token unlock {settings.name}` on its machine"
             )
             return NotReady(frames.VERSION, locked=True, detail=f"{detail}; {last}" if last else detail)
-        self._log_in(self._latch, first, pin)
+        try:
+            self._open_device()
+            self._log_in(self._latch, self._first, pin)
+        except BaseException:
+            if pin is not None:
+                pin.wipe()
+            raise
         return self._begin_work(pin)
 
-    def _open_device(self) -> Any:
+    def _open_device(self) -> None:
         self._device, self._description = open_device(self._settings, self._announce_touch)
         self._first = self._device.open_session()
-        return self._first
 
     def _begin_work(self, pin: Secret | None) -> Ready:
         """Start the sessions of a token that is logged in."""
@@ -241,14 +247,15 @@ class Worker:
         assert self._device is not None  # noqa: S101 - `_open_device` returned
         return self._device
 
-    def with_session(self, work: Callable[[Any], None]) -> None:
-        """Do something with a session that nobody else uses."""
+    def with_session(self, work: Callable[[Any], _Result]) -> _Result:
+        """Do something with a session, and with the device, that nobody else uses meanwhile."""
         if isinstance(self._greeting, Ready):
-            self.engine.run(work)
-            return
+            results: list[_Result] = []
+            self.engine.run(lambda session: results.append(work(session)))
+            return results[0]
         self.device()
         with self._watchdog.watch(_OPERATOR, max(STARTUP_SECONDS, self._settings.operation_timeout)):
-            work(self._first)
+            return work(self._first)
 
     def known_pin(self) -> Secret | None:
         """The PIN that this process logged in with, or that lies where it reads it; an operator's own has to be given."""
@@ -260,8 +267,7 @@ class Worker:
 
     def come_up(self, pin: Secret | None) -> None:
         """Begin to work, as an operator has logged in; fronts hear of it once his act is in the log."""
-        with self._watchdog.watch(_OPERATOR, max(STARTUP_SECONDS, self._settings.operation_timeout)):
-            self._greeting = self._begin_work(pin)
+        self._greeting = self._begin_work(pin)
         self._unlocked.set()
         if self._unit:
             self._greet_now(self._control)
@@ -280,11 +286,14 @@ class Worker:
     def lock(self, detail: str) -> None:
         """Log out by ending this process."""
         self._locking = True
-        self.engine.lock(detail)
+        self.engine.leave(detail, locked=True)
 
     def end(self) -> None:
-        """End this process: fronts hang up, and a fresh one comes."""
-        os._exit(EXIT_GAVE_UP)
+        """End this process, so that a fresh one comes."""
+        if isinstance(self._greeting, Ready):
+            self.engine.leave(f"token {self._settings.name} is gone: it did not answer an operator", locked=False)
+        else:
+            os._exit(EXIT_GAVE_UP)
 
     def _keep_alive(self) -> None:
         """While nobody is logged in, see that the device is still there."""
