@@ -150,6 +150,9 @@ def unblock_command(
         status = host.status()
         what = "PUK" if settings.kind == "yubikey-piv" else "security officer's PIN"
         _require_tries(token, what, status.unblocking_counter, status.unblocking_tries, final_try=final_try)
+        if status.state == "ready":
+            _finish(token, host.ask("unblock"), as_json=json)
+            return
         with _Entering(stdin, pinentry, program).open() as entry, _wiped() as secrets:
             secrets.append(entry.ask(what, token))
             secrets.append(ask_new(entry, "new PIN", token))
@@ -227,7 +230,7 @@ def _finish(token: str, answer: Answer, *, as_json: bool) -> None:
         return
     say(answer.message)
     if answer.status is not None and answer.status.acts_waiting:
-        say("a daemon writes it into the audit log when it next reaches the host; nothing is signed before that")
+        say("the daemon writes it into the audit log before it signs with the token again")
 
 
 def _words(token: str, status: TokenStatus) -> Sequence[str]:
@@ -238,7 +241,8 @@ def _words(token: str, status: TokenStatus) -> Sequence[str]:
         "held": "held by a command",
     }
     lines = [f"token {token}: {states.get(status.state, status.state)}"]
-    lines.append(f"PIN: {'given by an operator' if status.pin == 'operator' else f'from its {status.pin}'}")
+    sources = {"operator": "given by an operator", "none": "none is configured"}
+    lines.append(f"PIN: {sources.get(status.pin, f'from its {status.pin}')}")
     if status.tries:
         lines.append(f"PIN tries: {status.tries}")
         lines.append(f"{status.unblocks_with} tries: {status.unblocking_tries}")
