@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from greatseald.adapters.metrics_state import Samples, StateGauges
     from greatseald.adapters.tokens.supervisor import SupervisedToken
     from greatseald.app.keys import KeyRing
+    from greatseald.app.versions import SigningVersion
     from greatseald.bootstrap.compose import Core, OpenLog
     from greatseald.config import Settings
     from greatseald.rpc.tls import ServerCertificates
@@ -30,9 +31,14 @@ def watch_state(
     )
     gauges.watch(
         "greatseald_key_ready",
-        lambda: [((key.name,), float(key.state == "ENABLED" and not key.certificate_error)) for key in keys.values()],
+        lambda: [((key.name,), float(any(map(_signs, key.versions.values())))) for key in keys.values()],
     )
-    gauges.watch("greatseald_key_halted", lambda: [((key.name,), float(bool(key.halted))) for key in keys.values()])
+    gauges.watch(
+        "greatseald_key_halted",
+        lambda: [
+            ((key.name,), float(any(version.halted for version in key.versions.values()))) for key in keys.values()
+        ],
+    )
     gauges.watch(
         "greatseald_token_breaker_open",
         lambda: [((token.name,), float(token.breaker_open)) for token in tokens.values()],
@@ -47,8 +53,12 @@ def watch_state(
     gauges.watch_value("greatseald_log_reserve_reached", lambda: float(opened.reserve.shortage() is not None))
 
 
+def _signs(version: SigningVersion) -> bool:
+    return version.signs and not version.certificate_error
+
+
 def _chains(ring: KeyRing) -> Samples:
     for key in ring.keys.values():
-        chain = [x509.load_der_x509_certificate(cert) for cert in key.settings.certificate_chain]
+        chain = [x509.load_der_x509_certificate(cert) for cert in key.primary_version.certificate_chain]
         if chain:
             yield ("key", key.name), min(cert.not_valid_after_utc for cert in chain).timestamp()

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from greatseal.algorithms import Algorithm
-from greatseald.domain.keys import KeySettings
+from greatseald.domain.keys import Holder, KeySettings
 from greatseald.domain.policy import ACTIONS, AllowRule, DenyRule, Rules
 from greatseald.domain.tokens import TokenSettings
 
@@ -59,6 +59,10 @@ def _name(text: str) -> str:
 def _endpoint(text: str) -> str:
     split_endpoint(text)
     return text
+
+
+def _optional_endpoint(text: str) -> str:
+    return _endpoint(text) if text else text
 
 
 def _loopback_endpoint(text: str) -> str:
@@ -230,6 +234,23 @@ class StoreSettings(Table):
         return self
 
 
+class TilesSettings(Table):
+    """`[log.tiles]`: where the log is published as C2SP tiles, and who may fetch them."""
+
+    directory: FilePath
+    interval: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0
+    listen: Annotated[str, AfterValidator(_optional_endpoint)] = ""
+    tls: bool = False
+
+    @model_validator(mode="after")
+    def _safe_to_serve(self) -> Self:
+        if self.tls and not self.listen:
+            raise ValueError("has tls and no listen: nothing is served")
+        if self.listen and not self.tls and not is_loopback(split_endpoint(self.listen)[0]):
+            raise ValueError("listens beyond loopback without tls = true: entries name who had what signed")
+        return self
+
+
 class LogSettings(Table):
     """`[log]`: the transparency log's name, keys and anchor."""
 
@@ -239,6 +260,7 @@ class LogSettings(Table):
     head_mac_key_file: FilePath
     reserve_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 256 * MIB
     request_retention_days: Annotated[int, Field(ge=1, le=36_500)] = 30
+    tiles: TilesSettings | None = None
 
     @property
     def halted_keys(self) -> Path:
@@ -441,8 +463,7 @@ class Settings(Table):
         return tuple(
             KeySettings(
                 name=key.name,
-                token=key.token,
-                uri=key.uri,
+                holders=(Holder(key.token, key.uri),),
                 algorithms=key.algorithms,
                 predicate_types=key.predicate_types,
                 certificate_chain=self.chains.get(key.name, ()),
