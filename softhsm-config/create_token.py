@@ -17,7 +17,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from greatseald.adapters.tokens.provision import KEY_KINDS, ProvisioningFailed, find_softhsm, provision_softhsm
 
-ALGORITHMS = {"ec-p256": ["ecdsa-p256-sha256"], "ec-p384": ["ecdsa-p384-sha384"]}
+ALGORITHMS = {
+    "ec-p256": ["ecdsa-p256-sha256"],
+    "ec-p384": ["ecdsa-p384-sha384"],
+    "ec-p521": ["ecdsa-p521-sha512"],
+    "ed25519": ["ed25519"],
+}
 RSA = ["rsa-pss-sha256", "rsa-pkcs1-sha256"]
 
 

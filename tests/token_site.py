@@ -32,7 +32,7 @@ from greatseald.adapters.tokens.ledger import LedgerRecord, read_ledger
 from greatseald.adapters.tokens.provision import find_softhsm, provision_softhsm, softhsm_environment
 from greatseald.adapters.tokens.supervisor import SupervisedToken
 from greatseald.domain.tokens import TokenSettings
-from greatseald.ports.tokens import NotSigned, Operation, Signed, SignResult, TokenState
+from greatseald.ports.tokens import NotSigned, Operation, OperatorAct, Signed, SignResult, TokenState
 
 P256 = Algorithm.ECDSA_P256_SHA256
 START_SECONDS = 30.0
@@ -40,13 +40,14 @@ START_SECONDS = 30.0
 
 @dataclass
 class TokenSite:
-    """A provisioned token in `directory`; `states` collects what its supervisors said."""
+    """A provisioned token in `directory`; `states` and `acts` collect what its supervisors said."""
 
     directory: Path
     spki: dict[str, bytes]
     shim: Shim | None = None
     states: list[tuple[TokenState, str]] = field(default_factory=list)
     fatal: list[BaseException] = field(default_factory=list)
+    acts: list[OperatorAct] = field(default_factory=list)
     _index: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
@@ -76,6 +77,7 @@ class TokenSite:
         token = SupervisedToken(
             self.settings(**changes),
             on_state=lambda _, state, detail: self.states.append((state, detail)),
+            on_act=self._record,
             on_fatal=self.fatal.append,
         )
         await token.start()
@@ -86,6 +88,9 @@ class TokenSite:
         finally:
             await token.stop()
             assert not self.fatal
+
+    async def _record(self, _token: str, act: OperatorAct) -> None:
+        self.acts.append(act)
 
     def operations(self, count: int, size: int = 32) -> list[Operation]:
         """Operations of intents that were never used before."""

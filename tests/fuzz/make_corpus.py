@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import msgspec  # noqa: E402
 from config_site import CONFIG  # noqa: E402
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import hashes  # noqa: E402
@@ -36,7 +37,8 @@ from greatseal.timestamps import parse_line  # noqa: E402
 from greatseal.tlogwitness import AddCheckpoint  # noqa: E402
 from greatseal.v1 import audit_pb2, signing_pb2  # noqa: E402
 from greatseald.adapters.tokens import frames  # noqa: E402
-from greatseald.ports.tokens import NotSigned, Operation, Signed  # noqa: E402
+from greatseald.adapters.tokens.operator_protocol import Answer, Request, TokenStatus  # noqa: E402
+from greatseald.ports.tokens import NotSigned, Operation, OperatorAct, Signed  # noqa: E402
 from greatseald.rpc import conversion  # noqa: E402
 from sample_log import as_json, oms_document  # noqa: E402
 
@@ -45,8 +47,25 @@ LOG, OMS, ANCHORS = GOLDEN / "0.1", GOLDEN / "oms-0.1", GOLDEN / "anchors-0.1"
 CORPUS = HERE / "corpus"
 
 
+def operators() -> Iterator[tuple[str, str, bytes]]:
+    """What passes between an operator and a token host."""
+    yield "assuan", "pin", b"# comment\nS PASSWORD_FROM_CACHE\nD 12%2534%0A\nOK\n"
+    yield "assuan", "cancelled", b"ERR 83886179 Operation cancelled <Pinentry>\r\n"
+    status = TokenStatus("locked", "operator", "d", "full", "3 tries are left", "full", "3", "PUK", 6, 8, False, "", 1)
+    for name, body, secrets in (
+        ("unlock", Request(1, "soft", "unlock", False, [4]), b"1234"),
+        ("change", Request(1, "soft", "change-pin", True, [4, 6]), b"1234567890"),
+        ("answer", Answer("refused", "CKR_PIN_INCORRECT", status), b""),
+    ):
+        encoded = msgspec.msgpack.encode(body)
+        yield "operator", name, struct.pack(">H", len(encoded)) + encoded + secrets
+    act = OperatorAct("2b6f0cc9-04d1-4a0b-8ffa-0e6ee3f4a6d1", "2026-01-02T03:04:05Z", "unlock", 0, "root")
+    yield "operator-acts", "two", msgspec.json.encode([act, act._replace(result="unlocked", detail="d")])
+
+
 def seeds() -> Iterator[tuple[str, str, bytes]]:
     """(target, name, bytes) of each genuine input."""
+    yield from operators()
     statement = (LOG / "statement.json").read_bytes()
     annotated = {
         "_type": "https://in-toto.io/Statement/v1",
@@ -152,7 +171,9 @@ def _daemon() -> Iterator[tuple[str, str, bytes]]:
         "hello": frames.Hello(1, "soft", settings),
         "sign": frames.Sign(1, "pkcs11:object=k", "ecdsa-p256-sha256", operations),
         "find": frames.FindKey(2, "pkcs11:object=k"),
-        "ready": frames.Ready(1, 7, "s", "l", "m", "m", "2.6", 3, ["n"]),
+        "ready": frames.Ready(1, 7, "s", "l", "m", "m", "2.6", 3, 2, [], ["n"]),
+        "acts": frames.OperatorActs([OperatorAct("i", "2026-01-02T03:04:05Z", "unlock", 0, "root", "unlocked")]),
+        "noted": frames.ActsNoted(["i"]),
         "not-ready": frames.NotReady(1, True, "locked"),
         "key": frames.Key(2, b"\x30\x59", ["ecdsa-p256-sha256"]),
         "refused": frames.KeyRefused(2, "none", False),

@@ -46,9 +46,10 @@ def load_all() -> dict[str, Target]:
     """Import every module of targets and return them all."""
     import client_targets
     import daemon_targets
+    import operator_targets
     import trust_targets
 
-    assert {client_targets, daemon_targets, trust_targets}
+    assert {client_targets, daemon_targets, operator_targets, trust_targets}
     return dict(sorted(TARGETS.items()))
 
 

@@ -192,6 +192,11 @@ class Shim:
         """Return each C_Login."""
         return [call for call in self.calls() if call.function == "C_Login"]
 
+    def pin_calls(self) -> list[tuple[str, int]]:
+        """Return each call that tries or sets a PIN, with its return value."""
+        wanted = {"C_Login", "C_SetPIN", "C_InitPIN"}
+        return [(call.function, call.rv) for call in self.calls() if call.function in wanted]
+
     def _counter(self, number: int) -> int:
         state = self.control_path.with_name("control.state")
         if not state.exists():

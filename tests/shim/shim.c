@@ -4,7 +4,7 @@
  * Environment, read once at C_GetFunctionList:
  *   SHIM_MODULE        path of the real module (required)
  *   SHIM_LEDGER        file to which one line is appended for each C_Sign that reached the real
- *                      module, each C_Login and each C_Initialize; written before the caller gets
+ *                      module, each C_Login, C_SetPIN, C_InitPIN and C_Initialize; written before the caller gets
  *                      its answer, so that a signature that was ever seen stands in the ledger
  *   SHIM_CONTROL       file of rules, read again whenever it changes; its counters live in
  *                      SHIM_CONTROL.state, shared by all processes
@@ -15,11 +15,13 @@
  * A rule is a line `ID FUNCTION ACTION [key=value ...]`; FUNCTION `*` means every function below.
  *   actions: hang | segv | abort | exit | rv=N (the real module is not called) | late=N (the real
  *            module is called, then N is returned) | flip (one bit of the signature) | delay=MS |
- *            lockout=K (C_Login: CKR_PIN_LOCKED after K wrong PINs in a row, with the token's flags) |
+ *            lockout=K (C_Login, C_SetPIN: CKR_PIN_LOCKED after K wrong PINs in a row, with the token's flags;
+ *            C_InitPIN begins anew) |
  *            empty (C_GetSlotList: no token present)
  *   how vendors differ, standing properties of the module:
  *            attr=TYPE (C_GetAttributeValue: the attribute is bytes=HEX, or missing where that is left out;
  *            class=N: of objects of this class only) | hide=N, add=N (C_GetMechanismList: one mechanism) |
+ *            flags=N (C_GetTokenInfo: these are set too) |
  *            full (C_GetTokenInfo: no token is left to be initialised) | strip (C_Sign: r and s without leading
  *            zeroes) | der (C_Sign: r and s as DER) | cut=N (C_Sign: without the last N bytes) | twice (C_Sign:
  *            CKR_BUFFER_TOO_SMALL until it was asked for the length)
@@ -93,6 +95,7 @@ enum {
     CKR_SESSION_COUNT = 0xB1,
     CKR_BUFFER_TOO_SMALL = 0x150,
     CKA_CLASS = 0x0,
+    CKU_SO = 0,
     CKM_RSA_PKCS_PSS = 0xD,
     CKF_TOKEN_INITIALIZED = 0x400,
     CKF_USER_PIN_COUNT_LOW = 0x10000,
@@ -103,7 +106,7 @@ enum {
 
 enum { MAX_RULES = 32, MAX_COUNTERS = 4096 };
 
-typedef enum { A_HANG, A_SEGV, A_ABORT, A_EXIT, A_RV, A_LATE, A_FLIP, A_DELAY, A_LOCKOUT, A_EMPTY,
+typedef enum { A_HANG, A_SEGV, A_ABORT, A_EXIT, A_RV, A_LATE, A_FLIP, A_DELAY, A_LOCKOUT, A_EMPTY, A_FLAGS,
                A_FULL, A_STRIP, A_DER, A_CUT, A_TWICE, A_ATTR, A_HIDE, A_ADD } action_t; /* from A_ATTR on: several at once */
 
 typedef struct {
@@ -185,7 +188,7 @@ static int parse_rule(char *line, rule_t *rule) {
     } table[] = {{"hang", A_HANG}, {"segv", A_SEGV}, {"abort", A_ABORT}, {"exit", A_EXIT},       {"rv", A_RV},
                  {"late", A_LATE}, {"flip", A_FLIP}, {"delay", A_DELAY}, {"lockout", A_LOCKOUT}, {"empty", A_EMPTY},
                  {"full", A_FULL}, {"strip", A_STRIP}, {"der", A_DER},   {"twice", A_TWICE},     {"attr", A_ATTR},
-                 {"hide", A_HIDE}, {"add", A_ADD}, {"cut", A_CUT}};
+                 {"hide", A_HIDE}, {"add", A_ADD}, {"cut", A_CUT}, {"flags", A_FLAGS}};
     int known = 0;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (strcmp(word, table[i].word) == 0) rule->action = table[i].action, known = 1;
@@ -505,9 +508,9 @@ rv_t C_GetTokenInfo(ulong_t slot, byte_t *info) {
         if (wrong >= limit) flags |= CKF_USER_PIN_LOCKED;
         memcpy(info + TOKEN_INFO_FLAGS_OFFSET, &flags, sizeof flags);
     }
-    if (rv == CKR_OK && ruled && rule.action == A_FULL) {
+    if (rv == CKR_OK && ruled && (rule.action == A_FULL || rule.action == A_FLAGS)) {
         memcpy(&flags, info + TOKEN_INFO_FLAGS_OFFSET, sizeof flags);
-        flags |= CKF_TOKEN_INITIALIZED;
+        flags |= rule.action == A_FULL ? (ulong_t)CKF_TOKEN_INITIALIZED : rule.value;
         memcpy(info + TOKEN_INFO_FLAGS_OFFSET, &flags, sizeof flags);
     }
     return rv;
@@ -517,7 +520,7 @@ rv_t C_Login(ulong_t session, ulong_t user, byte_t *pin, ulong_t len) {
     rule_t rule;
     rv_t rv;
     ulong_t limit = 0;
-    int ruled = matching(F_C_Login, NULL, &rule), locks = lockout_limit(&limit);
+    int ruled = matching(F_C_Login, NULL, &rule), locks = user != CKU_SO && lockout_limit(&limit);
     if (locks && atomic_load(&counters[0]) >= limit) {
         ledger("C_Login", NULL, 0, CKR_PIN_LOCKED, NULL, 0);
         return CKR_PIN_LOCKED;
@@ -530,6 +533,36 @@ rv_t C_Login(ulong_t session, ulong_t user, byte_t *pin, ulong_t len) {
     if (locks && rv == CKR_PIN_INCORRECT) atomic_fetch_add(&counters[0], 1);
     if (locks && rv == CKR_OK) atomic_store(&counters[0], 0);
     ledger("C_Login", NULL, 0, rv, NULL, 0);
+    return rv;
+}
+
+rv_t C_SetPIN(ulong_t session, byte_t *old, ulong_t old_len, byte_t *pin, ulong_t len) {
+    rule_t rule;
+    rv_t rv;
+    ulong_t limit = 0;
+    int ruled = matching(F_C_SetPIN, NULL, &rule), locks = lockout_limit(&limit);
+    if (locks && atomic_load(&counters[0]) >= limit) {
+        rv = CKR_PIN_LOCKED;
+    } else if (!ruled || !before(&rule, &rv)) {
+        rv = REAL(C_SetPIN, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t)(session, old, old_len, pin, len);
+        if (locks && rv == CKR_PIN_INCORRECT) atomic_fetch_add(&counters[0], 1);
+        if (locks && rv == CKR_OK) atomic_store(&counters[0], 0);
+        if (ruled && rule.action == A_LATE) rv = rule.value;
+    }
+    ledger("C_SetPIN", NULL, 0, rv, NULL, 0);
+    return rv;
+}
+
+rv_t C_InitPIN(ulong_t session, byte_t *pin, ulong_t len) {
+    rule_t rule;
+    rv_t rv;
+    int ruled = matching(F_C_InitPIN, NULL, &rule);
+    if (!ruled || !before(&rule, &rv)) {
+        rv = REAL(C_InitPIN, ulong_t, byte_t *, ulong_t)(session, pin, len);
+        if (rv == CKR_OK && counters != NULL) atomic_store(&counters[0], 0);
+        if (ruled && rule.action == A_LATE) rv = rule.value;
+    }
+    ledger("C_InitPIN", NULL, 0, rv, NULL, 0);
     return rv;
 }
 
@@ -617,6 +650,7 @@ static int set_up(void) {
 #define OURS(name) shim_list.f[F_##name] = (void *)name
     OURS(C_Initialize), OURS(C_Finalize), OURS(C_GetSlotList), OURS(C_GetSlotInfo), OURS(C_GetTokenInfo);
     OURS(C_GetMechanismList), OURS(C_OpenSession), OURS(C_CloseSession), OURS(C_CloseAllSessions);
+    OURS(C_InitPIN), OURS(C_SetPIN);
     OURS(C_GetSessionInfo), OURS(C_Login), OURS(C_Logout), OURS(C_GetAttributeValue), OURS(C_FindObjectsInit);
     OURS(C_FindObjects), OURS(C_FindObjectsFinal), OURS(C_SignInit), OURS(C_Sign);
     return 1;

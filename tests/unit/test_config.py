@@ -332,6 +332,25 @@ def test_a_certificate_chain_is_read_and_its_order_checked(site):
     assert "holds no PEM certificate" in problems(site, text)[0]
 
 
+def test_a_pin_comes_from_one_place(site):
+    operated = CONFIG.replace('pin_file = "pin"', 'unlock = "operator"')
+    settings = read(site, operated).token_settings()[0]
+    assert settings.by_operator
+    assert settings.operator_socket == site / "tokens/soft/state/unlock.sock"
+    both = problems(site, operated.replace("unlock =", 'pin_file = "pin"\nunlock ='))
+    assert both == [
+        "greatseald.toml:23: tokens[0].unlock: stands beside pin_file: an operator gives the PIN, or it lies there"
+    ]
+    assert (
+        "stands beside pin_credential" in problems(site, operated.replace("unlock", 'pin_credential = "p"\nunlock'))[0]
+    )
+    assert "must be '' or 'operator'" in problems(site, operated.replace('"operator"', '"somebody"'))[0]
+    long = operated.replace("unlock =", f'unlock_socket = "{"x" * 120}"\nunlock =')
+    assert "a Unix socket takes" in problems(site, long)[0]
+    elsewhere = operated.replace("unlock =", 'unlock_socket = "/run/soft.sock"\nunlock =')
+    assert str(read(site, elsewhere).token_settings()[0].operator_socket) == "/run/soft.sock"
+
+
 def test_the_digest_follows_the_effective_configuration_and_no_secret(site):
     digest = read(site).digest()
     assert read(site).digest() == digest

@@ -22,7 +22,7 @@ from yubikeys import YubiKeyRig
 from greatseal.algorithms import Algorithm
 from greatseald.adapters.tokens.supervisor import SupervisedToken
 from greatseald.domain.tokens import TokenSettings
-from greatseald.ports.tokens import NotSigned, Operation, Signed, SignResult, TokenState
+from greatseald.ports.tokens import NotSigned, Operation, OperatorAct, Signed, SignResult, TokenState
 from token_site import verify_signature
 
 P256 = Algorithm.ECDSA_P256_SHA256
@@ -40,6 +40,7 @@ class YubiKeySite:
         self.spki: dict[str, bytes] = {}
         self.states: list[tuple[TokenState, str]] = []
         self.touches: list[str] = []
+        self.acts: list[OperatorAct] = []
         self._index = itertools.count()
 
     def generate(
@@ -65,6 +66,7 @@ class YubiKeySite:
             self.settings(**changes),
             on_state=lambda _, state, detail: self.states.append((state, detail)),
             on_touch=lambda _, what: self.touches.append(what),
+            on_act=self._record,
         )
         await token.start()
         try:
@@ -73,6 +75,9 @@ class YubiKeySite:
             yield token
         finally:
             await token.stop()
+
+    async def _record(self, _token: str, act: OperatorAct) -> None:
+        self.acts.append(act)
 
     def operations(self, count: int, size: int = 32) -> list[Operation]:
         return [Operation(next(self._index), secrets.token_bytes(32), secrets.token_bytes(size)) for _ in range(count)]

@@ -19,7 +19,7 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_durably(path: Path, data: bytes | bytearray, mode: int = 0o600) -> None:
     """Replace a file's content durably: when this returns, the new content survives a power loss.
 
     Raises:

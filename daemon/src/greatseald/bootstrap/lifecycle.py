@@ -23,6 +23,7 @@ import uvloop
 from greatseald.adapters import logs, service_manager
 from greatseald.adapters.metrics import CONTENT_TYPE, PrometheusMetrics
 from greatseald.adapters.status_http import StatusServer
+from greatseald.app.audit import AuditLog
 from greatseald.app.housekeeping import follow_others, keep_house
 from greatseald.app.indexing import Indexing
 from greatseald.app.outbox import Outbox

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from greatseald.adapters.tokens.supervisor import SupervisedToken
-from greatseald.domain.errors import GreatsealError
+from greatseald.domain.errors import GreatsealError, TokenUnavailable
 from greatseald.ports.tokens import TokenState
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from greatseald.app.keys import KeyRing
     from greatseald.config import Settings
     from greatseald.ports.metrics import Metrics
+    from greatseald.ports.tokens import OperatorAct
 
 _log = structlog.get_logger("greatseald.tokens")
 
@@ -31,13 +32,15 @@ class TokenWatch:
     """Makes the tokens and follows what becomes of them.
 
     A change between ready, unavailable and locked is recorded in the audit log as `admin` entry
-    `token`; whenever a token is ready, its keys are read again before anybody waits for them.
+    `token`, what an operator did at a host as `unlock`, `lock`, `change-pin` or `unblock`; whenever a token is ready, its keys are read again before anybody waits for them.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, on_fatal: Callable[[BaseException], None]) -> None:
         self._metrics = metrics
         self.tokens = {
-            each.name: SupervisedToken(each, on_state=self._changed, on_touch=self._touch, on_fatal=on_fatal)
+            each.name: SupervisedToken(
+                each, on_state=self._changed, on_touch=self._touch, on_act=self._acted, on_fatal=on_fatal
+            )
             for each in settings.token_settings()
         }
         self._recorded: dict[str, TokenState] = {}
@@ -85,6 +88,27 @@ class TokenWatch:
             _log.warning("token_waits_for_touch", token=name, what=what)
         else:
             _log.info("token_touch_over", token=name)
+
+    async def _acted(self, name: str, act: OperatorAct) -> None:
+        """Write what an operator did at the token's host into the log, as `admin` entry named like the act.
+
+        Raises:
+            GreatsealError: the log cannot be written.
+        """
+        if self._audit is None:
+            message = f"token {name}: what an operator did is written once the log is open"
+            raise TokenUnavailable(message, token=name)
+        await self._audit.record_admin(
+            act.action,
+            token=name,
+            result=act.result,
+            uid=act.uid,
+            user=act.user,
+            at=act.at,
+            act=act.id,
+            detail=act.detail[:_MAX_DETAIL],
+        )
+        _log.info("operator_acted", token=name, action=act.action, result=act.result, uid=act.uid, user=act.user)
 
     def _read_keys(self, name: str) -> None:
         if self._keys is None or self._audit is None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from greatseald.cli.exits import emit, reporting
+from greatseald.cli.token import tokens
 from greatseald.cli.yubikey import yubikeys
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ clients = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(clients, name="client")
+app.add_typer(tokens, name="token")
 app.add_typer(yubikeys, name="yubikey")
 keys = typer.Typer(help="Keys of a daemon that runs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys, name="key")

@@ -368,6 +368,16 @@ def _check_tokens(tokens: Sequence[Any], report: Report) -> None:
             continue
         if token.pin_file is not None and token.pin_credential:
             report(("tokens", number, "pin_credential"), "stands beside pin_file: name one of them")
+        if token.unlock and (token.pin_file is not None or token.pin_credential):
+            other = "pin_file" if token.pin_file is not None else "pin_credential"
+            report(("tokens", number, "unlock"), f"stands beside {other}: an operator gives the PIN, or it lies there")
+        length = len(os.fsencode(token.settings().operator_socket))
+        if token.unlock and length > MAX_SOCKET_PATH:
+            report(
+                ("tokens", number, "unlock"),
+                f"needs a socket at a path of {length} bytes, and a Unix socket takes {MAX_SOCKET_PATH}",
+                "name a shorter one as unlock_socket, in a directory of the host's user",
+            )
         if token.host_socket is not None:
             continue  # the host runs as its own user; module and PIN are its business and may be invisible here
         if token.pin_file is not None:

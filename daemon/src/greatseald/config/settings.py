@@ -141,7 +141,7 @@ def _key_uri(text: str) -> str:
     lowered = text.lower()
     if "pin-value" in lowered or "pin-source" in lowered:
         raise ValueError(
-            "must not hold a PIN: remove pin-value and pin-source, and name a pin_file or pin_credential in [[tokens]]"
+            "must not hold a PIN: remove pin-value and pin-source, and name a pin_file or pin_credential, or unlock, in [[tokens]]"
         )
     if not lowered.startswith("pkcs11:") or len(text) > 1024:
         raise ValueError(
@@ -385,6 +385,8 @@ class HostedTable(Table):
     environment: dict[str, str] = Field(default_factory=dict)
     pin_file: FilePath | None = None
     pin_credential: str = ""
+    unlock: Literal["", "operator"] = ""
+    unlock_socket: FilePath | None = None
     operation_timeout: Annotated[float, Field(gt=0, le=600)] = 30.0
     host_socket: FilePath | None = None
     state_dir: FilePath | None = None
@@ -401,7 +403,7 @@ class HostedTable(Table):
     @classmethod
     def _empty_means_absent(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            optional = ("host_socket", "management_key_file", "pin_file", "state_dir")
+            optional = ("host_socket", "management_key_file", "pin_file", "state_dir", "unlock_socket")
             return {key: value for key, value in values.items() if key not in optional or value != ""}
         return values
 
@@ -431,6 +433,8 @@ class TokenTable(HostedTable):
             operation_timeout=self.operation_timeout,
             lockout=self.lockout,
             host_socket=self.host_socket,
+            by_operator=self.unlock == "operator",
+            unlock_socket=self.unlock_socket,
         )
 
 
@@ -456,6 +460,8 @@ class YubiKeyTable(HostedTable):
             sessions=1,
             operation_timeout=self.operation_timeout,
             host_socket=self.host_socket,
+            by_operator=self.unlock == "operator",
+            unlock_socket=self.unlock_socket,
             kind=self.type,
             serial=self.serial,
             touch_timeout=self.touch_timeout,

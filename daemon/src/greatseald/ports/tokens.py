@@ -100,6 +100,22 @@ class TokenKey(NamedTuple):
     custody: str = ""
 
 
+class OperatorAct(NamedTuple):
+    """What an operator did at a token's host, on its machine: noted there before it is done, and in the log before its effect.
+
+    `action` is unlock, lock, change-pin or unblock; `uid` and `user` who did it, by the kernel's word; `result` how it
+    ended ("interrupted": the host died over it). `id` is a random one: an act that is told twice is the same act.
+    """
+
+    id: str
+    at: str
+    action: str
+    uid: int
+    user: str
+    result: str = "interrupted"
+    detail: str = ""
+
+
 class Token(Protocol):
     """One token, reached through its host."""
 

@@ -245,3 +245,12 @@ def login_verdict(value: int) -> LoginVerdict:
     if value in _PIN_REFUSED:
         return LoginVerdict.REFUSED
     return LoginVerdict.NOT_TRIED if value in _PIN_NOT_TRIED else LoginVerdict.AMBIGUOUS
+
+
+_NEW_PIN_REFUSED: Final = frozenset({CKR.PIN_INVALID, CKR.PIN_LEN_RANGE, CKR.PIN_TOO_WEAK})
+"""What C_SetPIN and C_InitPIN say of a new PIN: its characters, its length, its quality (PKCS#11 3.1, 5.1.6)."""
+
+
+def is_new_pin_refused(value: int) -> bool:
+    """Whether return value `value` of a call that sets a PIN says that the new one does not do."""
+    return value in _NEW_PIN_REFUSED

@@ -43,6 +43,8 @@ class HostConnection(asyncio.Protocol):
         self._buffer = FrameBuffer()
         self._transport: asyncio.Transport | None = None
         self.greeting: asyncio.Future[Ready | NotReady] = loop.create_future()
+        self.unlocked: asyncio.Future[Ready] = loop.create_future()
+        """Completes when an operator unlocks a token that greeted as locked."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self.reason = ""
 
@@ -82,6 +84,8 @@ class HostConnection(asyncio.Protocol):
         elif isinstance(message, NotReady):  # it gives up: its reason is better than the end of file that follows
             self.reason = self.reason or message.detail
             self._leaving(message.detail)
+        elif not self.unlocked.done():
+            self.unlocked.set_result(message)
 
     def send(self, message: ToHost) -> None:
         """Send one message; once the connection is lost, nothing is sent and `lost` has told so."""

@@ -108,6 +108,12 @@ _FUNCTIONS: Final = [
 ]
 
 
+_PIN_CALLS: Final = frozenset({"C_Login", "C_SetPIN"})
+"""The calls that try a PIN."""
+CString = bytes | ctypes.Array[ctypes.c_char]
+"""What a function that reads characters is given: bytes, or where a secret lies."""
+
+
 class CryptokiError(DeviceError):
     """A call returned something else than CKR_OK."""
 
@@ -116,7 +122,7 @@ class CryptokiError(DeviceError):
         super().__init__(f"{function} answered {self.answer}")
         self.function = function
         self.value = self.ckr = value
-        self.in_login = function == "C_Login"
+        self.in_login = function in _PIN_CALLS
         # How always-authenticate keys answer C_Sign.
         self.wants_login = (value, function) == (CKR.USER_NOT_LOGGED_IN, "C_Sign")
         self.refuses_algorithm = function == "C_SignInit" and value in (
@@ -133,6 +139,31 @@ class CryptokiError(DeviceError):
     def login(self) -> LoginVerdict:
         """By the table of return values."""
         return login_verdict(self.value)
+
+
+class TokenInfo(Structure):
+    """CK_TOKEN_INFO, PKCS#11 2.40 section 3.2."""
+
+    _fields_ = (
+        ("label", c_ubyte * 32),
+        ("manufacturerID", c_ubyte * 32),
+        ("model", c_ubyte * 16),
+        ("serialNumber", c_ubyte * 16),
+        ("flags", c_ulong),
+        ("ulMaxSessionCount", c_ulong),
+        ("ulSessionCount", c_ulong),
+        ("ulMaxRwSessionCount", c_ulong),
+        ("ulRwSessionCount", c_ulong),
+        ("ulMaxPinLen", c_ulong),
+        ("ulMinPinLen", c_ulong),
+        ("ulTotalPublicMemory", c_ulong),
+        ("ulFreePublicMemory", c_ulong),
+        ("ulTotalPrivateMemory", c_ulong),
+        ("ulFreePrivateMemory", c_ulong),
+        ("hardwareVersion", c_ubyte * 2),
+        ("firmwareVersion", c_ubyte * 2),
+        ("utcTime", c_ubyte * 16),
+    )
 
 
 class _Version(Structure):
@@ -247,6 +278,8 @@ class Cryptoki:
         self._login = bind("C_Login", c_ulong, c_ulong, c_char_p, c_ulong)
         self._init_token = bind("C_InitToken", c_ulong, c_char_p, c_ulong, c_char_p)
         self._init_pin = bind("C_InitPIN", c_ulong, c_char_p, c_ulong)
+        self._set_pin = bind("C_SetPIN", c_ulong, c_char_p, c_ulong, c_char_p, c_ulong)
+        self._token_info = bind("C_GetTokenInfo", c_ulong, POINTER(TokenInfo))
         self._logout = bind("C_Logout", c_ulong)
         self._close = bind("C_CloseSession", c_ulong)
         self._close_all = bind("C_CloseAllSessions", c_ulong)
@@ -268,7 +301,19 @@ class Cryptoki:
         if value not in (CKR.OK, CKR.CRYPTOKI_ALREADY_INITIALIZED):
             raise CryptokiError("C_Initialize", value)
 
-    def login(self, session: int, user: int, pin: bytes | None) -> int:
+    def token_info(self, slot: int) -> TokenInfo:
+        """C_GetTokenInfo.
+
+        Raises:
+            CryptokiError: it answered something else than CKR_OK.
+        """
+        info = TokenInfo()
+        value = self._token_info(slot, byref(info))
+        if value != CKR.OK:
+            raise CryptokiError("C_GetTokenInfo", value)
+        return info
+
+    def login(self, session: int, user: int, pin: CString | None) -> int:
         """C_Login; the return value. None asks for the token's own PIN pad."""
         return self._login(session, user, pin, len(pin) if pin is not None else 0)
 
@@ -308,7 +353,21 @@ class Cryptoki:
         if value != CKR.OK:
             raise CryptokiError("C_InitToken", value)
 
-    def set_user_pin(self, slot: int, so_pin: bytes, pin: bytes) -> None:
+    def set_pin(self, slot: int, current: CString, new: CString) -> None:
+        """C_SetPIN of the user, in a session of its own that can write.
+
+        Raises:
+            CryptokiError: a call answered something else than CKR_OK.
+        """
+        session = self.open_session(slot, writable=True)
+        try:
+            value = self._set_pin(session, current, len(current), new, len(new))
+        finally:
+            self._close(session)
+        if value != CKR.OK:
+            raise CryptokiError("C_SetPIN", value)
+
+    def set_user_pin(self, slot: int, so_pin: CString, pin: CString) -> None:
         """Log in as security officer, C_InitPIN, log out.
 
         Raises:
@@ -324,7 +383,12 @@ class Cryptoki:
         for function, call, arguments in steps:
             value = call(*arguments)
             if value != CKR.OK:
+                self._close(session)
                 raise CryptokiError(function, value)
+
+    def close_sessions(self, slot: int) -> None:
+        """C_CloseAllSessions: this process's with the token; it is logged out by that."""
+        self._close_all(slot)
 
     def finalize(self, slot: int | None) -> None:
         """Close the token's sessions and finish with the module; what it answers changes nothing any more."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from greatseal.algorithms import Algorithm
 from greatseald.adapters.tokens.ckr import LoginVerdict, Verdict
+from greatseald.adapters.tokens.secret import Secret
 from greatseald.adapters.tokens.vendors import VendorProfile
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class KeyUnusable(Exception):
 
 class SignatureMalformed(Exception):
     """The token gave something that is no signature; it has to be taken as having signed."""
+
+
+class NewPinRefused(Exception):
+    """The device does not take the new PIN, and keeps the old one; the message says why, as far as it does."""
 
 
 class DeviceError(Exception):
@@ -79,6 +84,40 @@ class TokenDescription:
     manufacturer: str
     model: str
     firmware: str
+
+
+@dataclass(frozen=True, slots=True)
+class PinRules:
+    """How long a PIN of the device may be, in bytes; 0 where it does not tell."""
+
+    least: int = 0
+    most: int = 0
+
+    def broken_by(self, pin: Secret, what: str = "the PIN") -> str:
+        """Why a PIN cannot be one of this device, without asking it; empty where it can."""
+        if (self.least and len(pin) < self.least) or (self.most and len(pin) > self.most):
+            return (
+                f"{what} has {len(pin)} bytes, and this token's have {self.least or 1} to {self.most or 'any number'}"
+            )
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What a device says of the tries of a PIN; `left` is None where it tells no number."""
+
+    counter: RetryCounter
+    left: int | None = None
+
+    def __str__(self) -> str:
+        if self.left is not None:
+            return f"{self.left} {'try is' if self.left == 1 else 'tries are'} left"
+        return {
+            "full": "the token does not say how many tries are left",
+            "low": "wrong PINs were tried since the last right one",
+            "final try": "one try is left",
+            "locked": "no try is left",
+        }[self.counter.value]
 
 
 @dataclass(slots=True)
@@ -129,6 +168,26 @@ class Device(Protocol):
         ...
 
     @property
+    def tries(self) -> Tries:
+        """The same with the number that is left, where the device tells it. Raises DeviceError."""
+        ...
+
+    @property
+    def unblocking_tries(self) -> Tries:
+        """What it says of the tries of what unblocks its PIN. Raises DeviceError."""
+        ...
+
+    @property
+    def unblocks_with(self) -> str:
+        """What unblocks its PIN, by the name that its users know."""
+        ...
+
+    @property
+    def pin_rules(self) -> PinRules:
+        """How long its PINs are. Raises DeviceError."""
+        ...
+
+    @property
     def wants_login(self) -> bool:
         """Whether nothing can be done before a login."""
         ...
@@ -150,12 +209,20 @@ class Device(Protocol):
         """Do the least that shows that the device is there. Raises DeviceError."""
         ...
 
-    def login(self, session: Any, pin: bytes | None) -> None:
+    def login(self, session: Any, pin: Secret | None) -> None:
         """Try the PIN, once. Raises DeviceError."""
         ...
 
-    def authenticate(self, session: Any, pin: bytes | None) -> None:
+    def authenticate(self, session: Any, pin: Secret | None) -> None:
         """Try the PIN for the one signature that was begun. Raises DeviceError."""
+        ...
+
+    def change_pin(self, session: Any, current: Secret, new: Secret) -> None:
+        """Set another PIN, which tries the current one once. Raises DeviceError, NewPinRefused."""
+        ...
+
+    def unblock(self, session: Any, authority: Secret, new: Secret) -> None:
+        """Set another PIN by what unblocks it, which is tried once; `session` is over. Raises DeviceError, NewPinRefused."""
         ...
 
     def describe_key(self, session: Any, uri: str) -> KeyDescription:
@@ -205,8 +272,28 @@ def attempt_login(device: Device, latch: PinLatch, attempt: Callable[[], None], 
         DeviceError: the device did not say whether the PIN is right.
     """
     latch.before_attempt(device.retry_counter, never_locks=never_locks)
+    _attempt(latch, attempt)
+
+
+def attempt_by_operator(device: Device, latch: PinLatch, attempt: Callable[[], None], *, final_try: bool) -> None:
+    """Try a PIN that an operator gave for this one attempt, under the same latch.
+
+    Raises:
+        PinAttemptForbidden: the PIN is locked, its last try was not asked for by name, or it was refused.
+        LatchUnusable: the latch cannot be kept.
+        NewPinRefused: it was a change, and the device does not take the new PIN.
+        DeviceError: the device did not say whether the PIN is right.
+    """
+    latch.before_operator_attempt(device.retry_counter, final_try=final_try)
+    _attempt(latch, attempt)
+
+
+def _attempt(latch: PinLatch, attempt: Callable[[], None]) -> None:
     try:
         attempt()
+    except NewPinRefused:
+        latch.not_tried()
+        raise
     except DeviceError as error:
         if error.login is LoginVerdict.REFUSED:
             raise latch.refused(error.answer) from error

@@ -24,6 +24,7 @@ from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT, Verdict
 from greatseald.adapters.tokens.device import (
     Device,
     DeviceError,
+    DeviceUnusable,
     KeyDescription,
     KeyUnusable,
     SignatureMalformed,
@@ -32,6 +33,7 @@ from greatseald.adapters.tokens.device import (
 from greatseald.adapters.tokens.frames import VERSION, FindKey, FromHost, Key, KeyRefused, NotReady, Results, Sign
 from greatseald.adapters.tokens.latch import LatchUnusable, PinAttemptForbidden, PinLatch
 from greatseald.adapters.tokens.ledger import Ledger, LedgerUnwritable
+from greatseald.adapters.tokens.secret import Secret
 from greatseald.adapters.tokens.watchdog import Watchdog
 from greatseald.domain.tokens import TokenSettings
 from greatseald.ports.tokens import NotSigned, Operation, Signed
@@ -83,6 +85,15 @@ class _Search:
     uri: str
 
 
+@dataclass(slots=True)
+class _Errand:
+    """Something else to be done with a session, for somebody who waits for it."""
+
+    work: Callable[[Any], None]
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+
 class Engine:
     """Works on one token with `settings.sessions` threads."""
 
@@ -92,7 +103,7 @@ class Engine:
         device: Device,
         ledger: Ledger,
         latch: PinLatch,
-        pin: bytes | None,
+        pin: Secret | None,
         watchdog: Watchdog,
         on_ending: Callable[[NotReady], None],
         on_end: Callable[[], None],
@@ -106,7 +117,7 @@ class Engine:
         self._watchdog = watchdog
         self._on_ending = on_ending
         self._on_end = on_end
-        self._work: deque[_Work | _Search] = deque()
+        self._work: deque[_Work | _Search | _Errand] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._ending: NotReady | None = None
@@ -116,7 +127,7 @@ class Engine:
         self._sessions: list[Any] = []
         self._keys: dict[str, KeyDescription] = {}
         self._accept_lock = threading.Lock()
-        self._login_lock = threading.Lock()
+        self._login_lock = threading.RLock()
         self.operation_seconds = 0.0
 
     def start(self, first: Any) -> int:
@@ -145,6 +156,31 @@ class Engine:
     def find_key(self, answers: Answers, message: FindKey) -> None:
         """Queue a search for a key."""
         self._put(_Search(answers, message.id, message.uri))
+
+    def run(self, work: Callable[[Any], None]) -> None:
+        """Do something with a session that nobody else uses meanwhile, behind what was asked for before.
+
+        Raises:
+            DeviceUnusable: it was not begun, since the host is ending.
+            whatever `work` raises.
+        """
+        errand = _Errand(work)
+        self._put(errand)
+        errand.done.wait()
+        if errand.error is not None:
+            raise errand.error
+
+    @property
+    def pin(self) -> Secret | None:
+        """The PIN that the token was logged in with."""
+        return self._pin
+
+    def replace_pin(self, pin: Secret) -> None:
+        """The token's PIN is another one: what wants a login for each signature gets this one."""
+        with self._login_lock:
+            old, self._pin = self._pin, pin
+            if old is not None:
+                old.wipe()
 
     def sign(self, answers: Answers, message: Sign) -> None:
         """Check a frame's operations, note the good ones in the ledger, queue them, answer the others."""
@@ -218,17 +254,21 @@ class Engine:
         failed = [_refusal(position, why, retry=retry) for position in positions]
         answers.send(Results(frame, [], failed, self.operation_seconds))
 
-    def _put(self, item: _Work | _Search) -> None:
+    def _put(self, item: _Work | _Search | _Errand) -> None:
         with self._changed:
             ending = self._ending
             if ending is None:
                 self._work.append(item)
-                self._changed.notify(1 if isinstance(item, _Search) else min(len(item.operations), len(self._threads)))
+                self._changed.notify(min(len(item.operations), len(self._threads)) if isinstance(item, _Work) else 1)
         if ending is not None:
             self._answer_unbegun(item, ending)
 
-    def _answer_unbegun(self, item: _Work | _Search, ending: NotReady) -> None:
+    def _answer_unbegun(self, item: _Work | _Search | _Errand, ending: NotReady) -> None:
         """Answer what no thread has begun, and none will."""
+        if isinstance(item, _Errand):
+            item.error = DeviceUnusable(ending.detail)
+            item.done.set()
+            return
         if isinstance(item, _Search):
             item.answers.send(KeyRefused(item.frame, ending.detail, ending.locked))
             return
@@ -254,6 +294,8 @@ class Engine:
                 try:
                     if isinstance(item, _Search):
                         self._search(number, item)
+                    elif isinstance(item, _Errand):
+                        self._run(number, item)
                     else:
                         self._sign_portion(number, *item)
                 finally:
@@ -263,7 +305,7 @@ class Engine:
         except BaseException as error:  # noqa: BLE001 - a thread that ends quietly would leave its callers waiting
             self._watchdog.die(f"token {self._settings.name}: its host failed: {type(error).__name__}: {error}")
 
-    def _take(self, number: int) -> _Search | tuple[_Work, list[tuple[int, bytes, int]]] | None:
+    def _take(self, number: int) -> _Search | _Errand | tuple[_Work, list[tuple[int, bytes, int]]] | None:
         """The next portion of work; None when the host stops. Keeps the session alive while there is none."""
         while True:
             with self._changed:
@@ -277,10 +319,9 @@ class Engine:
                 if self._work:
                     item = self._work[0]
                     self._busy += 1
-                    if isinstance(item, _Search):
-                        return_item: _Search = item
+                    if not isinstance(item, _Work):
                         self._work.popleft()
-                        return return_item
+                        return item
                     count = self._portion(len(item.operations) - item.taken)
                     portion = item.operations[item.taken : item.taken + count]
                     item.taken += count
@@ -349,6 +390,19 @@ class Engine:
                 algorithms = [algorithm.value for algorithm in key.algorithms]
                 item.answers.send(Key(item.frame, key.spki, algorithms, list(key.attestation), key.custody))
                 return
+
+    def _run(self, number: int, item: _Errand) -> None:
+        try:
+            with self._login_lock, self._watchdog.watch(number):  # it may try a PIN, under the latch
+                item.work(self._session(number))
+        except DeviceError as error:
+            item.error = error
+            if error.verdict.fresh_host:
+                self._end(f"token {self._settings.name}: {error}")
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
+            item.error = error
+        finally:
+            item.done.set()
 
     def _sign_portion(self, number: int, work: _Work, portion: list[tuple[int, bytes, int]]) -> None:
         signed: list[Signed] = []
@@ -488,6 +542,10 @@ class Engine:
         with self._changed:
             self._changed.wait_for(lambda: self._busy == 0, _LAST_ANSWERS_SECONDS)
         self._on_end()
+
+    def leave(self, detail: str, *, locked: bool) -> None:
+        """End as an operator wants it: what was not begun is answered, then the process ends."""
+        self._end(detail, locked=locked)
 
     def stop(self, timeout: float) -> bool:
         """Finish what was asked for; whether every thread ended in `timeout` seconds."""

@@ -7,10 +7,13 @@ one closes the connection. The first message of each side is a hello that carrie
     front                                host
     Hello(version, settings | None) ──▶
                                     ◀── Ready(version, info, …) | NotReady(…)
+                                    ◀── Ready(…)         (after a NotReady that is locked: an operator unlocked it)
     FindKey(id, uri)                ──▶
                                     ◀── Key(id, …) | KeyRefused(id, …)
     Sign(id, uri, algorithm, ops)   ──▶
                                     ◀── Results(id, …)   (several, until every operation is answered)
+                                    ◀── OperatorActs(acts)  (what operators did; Ready comes once they are noted)
+    ActsNoted(ids)                  ──▶
                                     ◀── TouchWait(what)  (a person has to touch the device, or has)
     Ping(id)                        ──▶
                                     ◀── Pong(id)
@@ -28,9 +31,9 @@ from typing import Final
 import msgspec
 
 from greatseald.domain.tokens import TokenSettings
-from greatseald.ports.tokens import NotSigned, Operation, Signed
+from greatseald.ports.tokens import NotSigned, Operation, OperatorAct, Signed
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_MESSAGE_BYTES: Final = 17 * 1024 * 1024
 """The longest message that travels whole, for Ed25519: the largest statement with what DSSE puts before it."""
 MAX_FRAME_BYTES: Final = MAX_MESSAGE_BYTES + 1024 * 1024
@@ -64,6 +67,10 @@ class HostSettings(msgspec.Struct, frozen=True, array_like=True):
     serial: str = ""
     touch_timeout: float = 0.0
     attestation_roots: tuple[str, ...] = ()
+    by_operator: bool = False
+    unlock_socket: str = ""
+    maintenance: bool = False
+    """Log in for nobody and serve operators alone: the host of a command that works while no daemon runs."""
 
 
 class Hello(_Message, frozen=True):
@@ -98,6 +105,18 @@ class Ping(_Message, frozen=True):
 
 class Stop(_Message, frozen=True):
     """Finish what was asked for, then end."""
+
+
+class ActsNoted(_Message, frozen=True):
+    """These acts of operators are in the log."""
+
+    ids: list[str]
+
+
+class OperatorActs(_Message, frozen=True):
+    """What operators did and the host has not been told is in the log; every one is told until it is."""
+
+    acts: list[OperatorAct]
 
 
 class Ready(_Message, frozen=True):
@@ -163,8 +182,8 @@ class Pong(_Message, frozen=True):
     id: int
 
 
-ToHost = Hello | FindKey | Sign | Ping | Stop
-FromHost = Ready | NotReady | Key | KeyRefused | Results | TouchWait | Pong
+ToHost = Hello | FindKey | Sign | Ping | Stop | ActsNoted
+FromHost = Ready | NotReady | Key | KeyRefused | Results | TouchWait | Pong | OperatorActs
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _to_host: Final[msgspec.msgpack.Decoder[ToHost]] = msgspec.msgpack.Decoder(ToHost)
@@ -240,7 +259,7 @@ def decode_from_host(body: bytes) -> FromHost:
         raise FrameInvalid(_NOT_A_MESSAGE.format(error)) from error
 
 
-def to_host_settings(settings: TokenSettings) -> HostSettings:
+def to_host_settings(settings: TokenSettings, *, maintenance: bool = False) -> HostSettings:
     """The part of a token's settings that its host works by."""
     return HostSettings(
         name=settings.name,
@@ -257,6 +276,9 @@ def to_host_settings(settings: TokenSettings) -> HostSettings:
         serial=settings.serial,
         touch_timeout=settings.touch_timeout,
         attestation_roots=tuple(str(path) for path in settings.attestation_roots),
+        by_operator=settings.by_operator,
+        unlock_socket=str(settings.unlock_socket) if settings.unlock_socket else "",
+        maintenance=maintenance,
     )
 
 
@@ -277,4 +299,6 @@ def from_host_settings(settings: HostSettings) -> TokenSettings:
         serial=settings.serial,
         touch_timeout=settings.touch_timeout,
         attestation_roots=tuple(Path(path) for path in settings.attestation_roots),
+        by_operator=settings.by_operator,
+        unlock_socket=Path(settings.unlock_socket) if settings.unlock_socket else None,
     )

@@ -17,6 +17,7 @@ from pkcs11.constants import DEFAULT
 from greatseald.adapters.tokens.curves import ED25519, Curve
 from greatseald.adapters.tokens.device import TokenNotFound
 from greatseald.adapters.tokens.pkcs11 import Module, Session
+from greatseald.adapters.tokens.secret import Secret
 from greatseald.adapters.tokens.uris import PkcsUri
 
 # What python-pkcs11 puts into its templates; PKCS#11 3.2's are unknown to most modules.
@@ -61,7 +62,7 @@ def open_for_generation(path: Path, label: str, pin: bytes, so_pin: bytes) -> To
         assert module.description is not None  # noqa: S101 - choose_token returned
         module.cryptoki.set_user_pin(module.description.slot, so_pin, pin)
     session = module.open_session()
-    module.login(session, pin)
+    module.login(session, Secret(bytearray(pin)))
     return TokenForGeneration(module, session, module.open_writable())
 
 

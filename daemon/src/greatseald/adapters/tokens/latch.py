@@ -9,6 +9,10 @@ after a success, so a host that dies in between, or whose PIN was refused, leave
                             tried: one more automatic try, only if the device never locks
                             (`lockout = "none"`) or reports a full retry counter
 
+That is for PINs that a host finds by itself, in a file or a credential. Where an operator gives the PIN,
+each attempt is the operator's action: the latch is written before it all the same, tells the next one
+what became of the last, and forbids nothing but the last try, which has to be asked for by name.
+
 The file holds nothing derived from the PIN: PINs are short, and even a slow hash of a refused one
 could be searched by whoever reads a backup of the state directory, and after a replug the refused
 PIN may have been the right one. The price is that putting another PIN into the file does not count
@@ -34,6 +38,10 @@ class PinAttemptForbidden(Exception):
     """No login may be tried before an operator has acted; the message tells which action."""
 
 
+class PinWasRefused(PinAttemptForbidden):
+    """The token tried the PIN just now, and refused it."""
+
+
 class LatchUnusable(Exception):
     """The latch file cannot be read or written, so no login may be tried."""
 
@@ -55,12 +63,16 @@ class _Latch(msgspec.Struct, omit_defaults=True):
 
 
 class PinLatch:
-    """The latch of one token. `before_attempt` → C_Login → `succeeded`, `refused` or `not_tried`."""
+    """The latch of one token. `before_attempt` → C_Login → `succeeded`, `refused` or `not_tried`.
 
-    def __init__(self, directory: Path, token: str, pin_source: str) -> None:
+    `by_operator`: nobody but an operator ever gives this token's PIN.
+    """
+
+    def __init__(self, directory: Path, token: str, pin_source: str, *, by_operator: bool = False) -> None:
         self.path = directory / FILE_NAME
         self._token = token
         self._pin_source = pin_source
+        self._by_operator = by_operator
 
     @property
     def present(self) -> bool:
@@ -88,9 +100,7 @@ class PinLatch:
         latch = self._read()
         if latch is not None and latch.verdict:
             raise PinAttemptForbidden(self._closed(latch))
-        if counter is RetryCounter.LOCKED:
-            message = f"token {self._token}: its PIN is locked: unblock it with the vendor's tool"
-            raise PinAttemptForbidden(message)
+        self._refuse_if_locked(counter)
         if counter is RetryCounter.FINAL_TRY:
             message = (
                 f"token {self._token}: one PIN try is left, and the daemon never takes the last one: "
@@ -109,6 +119,43 @@ class PinLatch:
                 raise PinAttemptForbidden(message)
         self._write(_Latch(attempted_at=_now(), automatic_tries=tries))
 
+    def before_operator_attempt(self, counter: RetryCounter, *, final_try: bool) -> None:
+        """The same for a PIN that an operator gave for this one attempt, whatever became of the last.
+
+        Raises:
+            PinAttemptForbidden: the PIN is locked, or one try is left and `final_try` is not set.
+            LatchUnusable: the file cannot be written.
+        """
+        self._refuse_if_locked(counter)
+        if counter is RetryCounter.FINAL_TRY and not final_try:
+            message = (
+                f"token {self._token}: one PIN try is left, and a wrong one locks it: take it with --final-try, "
+                "once you are sure of the PIN"
+            )
+            raise PinAttemptForbidden(message)
+        self._write(_Latch(attempted_at=_now()))
+
+    def _refuse_if_locked(self, counter: RetryCounter) -> None:
+        if counter is RetryCounter.LOCKED:
+            message = (
+                f"token {self._token}: its PIN is locked: unblock it (`greatseald token unblock {self._token}`, or the "
+                "vendor's tool)"
+            )
+            raise PinAttemptForbidden(message)
+
+    def last_attempt(self) -> str:
+        """What became of the last attempt, in words, where it did not succeed; empty otherwise.
+
+        Raises:
+            LatchUnusable: the file cannot be read.
+        """
+        latch = self._read()
+        if latch is None:
+            return ""
+        if latch.verdict:
+            return f"the last PIN was refused at {latch.attempted_at} ({latch.detail})"
+        return f"a login at {latch.attempted_at} ended without an answer and may have cost a try"
+
     def succeeded(self) -> None:
         """The token accepted the PIN: remove the latch durably.
 
@@ -124,7 +171,7 @@ class PinLatch:
 
     not_tried = succeeded
 
-    def refused(self, detail: str) -> PinAttemptForbidden:
+    def refused(self, detail: str) -> PinWasRefused:
         """The token refused the PIN: close the latch and return what to raise.
 
         Raises:
@@ -132,9 +179,11 @@ class PinLatch:
         """
         latch = _Latch(attempted_at=_now(), verdict="refused", detail=detail)
         self._write(latch)
-        return PinAttemptForbidden(self._closed(latch))
+        return PinWasRefused(self._closed(latch))
 
     def _closed(self, latch: _Latch) -> str:
+        if self._by_operator:
+            return f"token {self._token}: the PIN was refused at {latch.attempted_at} ({latch.detail}) and is not tried again"
         return (
             f"token {self._token}: the PIN in {self._pin_source} was refused at {latch.attempted_at} ({latch.detail}) and "
             f"is not tried again: put the right PIN there, then remove {self.path}"

@@ -11,7 +11,7 @@ import ctypes
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from pkcs11._pkcs11 import lib
 from greatseal.algorithms import Algorithm
 from greatseal.signatures import Verifier, load_public_key
 from greatseal.verification import SignatureInvalid
-from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT
+from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT, is_new_pin_refused
 from greatseald.adapters.tokens.cryptoki import (
     CKM_ECDSA,
     CKM_EDDSA,
@@ -40,13 +40,17 @@ from greatseald.adapters.tokens.device import (
     DeviceUnusable,
     KeyDescription,
     KeyUnusable,
+    NewPinRefused,
+    PinRules,
     SignatureMalformed,
     TokenDescription,
     TokenNotFound,
+    Tries,
 )
 from greatseald.adapters.tokens.latch import RetryCounter
 from greatseald.adapters.tokens.objects import MAX_LISTED, attribute, find_private_key
 from greatseald.adapters.tokens.public_half import find_public_half
+from greatseald.adapters.tokens.secret import MAX_PIN_BYTES, Secret
 from greatseald.adapters.tokens.uris import PkcsUri
 from greatseald.adapters.tokens.vendors import (
     VendorProfile,
@@ -237,11 +241,47 @@ class Module:
             flags = self._token.slot.get_token().flags
         except pkcs11.PKCS11Error as error:
             raise CryptokiError("C_GetTokenInfo", return_value(error)) from error
-        if flags & TokenFlag.USER_PIN_LOCKED:
-            return RetryCounter.LOCKED
-        if flags & TokenFlag.USER_PIN_FINAL_TRY:
-            return RetryCounter.FINAL_TRY
-        return RetryCounter.LOW if flags & TokenFlag.USER_PIN_COUNT_LOW else RetryCounter.FULL
+        return _counter(flags, TokenFlag.USER_PIN_LOCKED, TokenFlag.USER_PIN_FINAL_TRY, TokenFlag.USER_PIN_COUNT_LOW)
+
+    @property
+    def tries(self) -> Tries:
+        """The same: PKCS#11 has no number for it.
+
+        Raises:
+            CryptokiError: the token does not answer.
+        """
+        return Tries(self.retry_counter)
+
+    @property
+    def unblocking_tries(self) -> Tries:
+        """What the token's flags say of the security officer's PIN.
+
+        Raises:
+            CryptokiError: the token does not answer.
+        """
+        flags = self.cryptoki.token_info(self._slot).flags
+        return Tries(_counter(flags, TokenFlag.SO_PIN_LOCKED, TokenFlag.SO_PIN_FINAL_TRY, TokenFlag.SO_PIN_COUNT_LOW))
+
+    @property
+    def unblocks_with(self) -> str:
+        """The security officer's PIN."""
+        return "security officer's PIN"
+
+    @property
+    def pin_rules(self) -> PinRules:
+        """The lengths that the token names; what makes no sense counts as not told.
+
+        Raises:
+            CryptokiError: the token does not answer.
+        """
+        info = self.cryptoki.token_info(self._slot)
+        least, most = int(info.ulMinPinLen), int(info.ulMaxPinLen)
+        return PinRules(least, most) if 0 < most <= MAX_PIN_BYTES and least <= most else PinRules()
+
+    @property
+    def _slot(self) -> int:
+        assert self.description is not None  # noqa: S101 - `choose_token` returned
+        return self.description.slot
 
     @property
     def wants_login(self) -> bool:
@@ -328,15 +368,41 @@ class Module:
             # As grave as the same answer to C_Sign, though nothing was being signed.
             raise CryptokiError("C_Sign", value)
 
-    def login(self, session: Session, pin: bytes | None) -> None:
+    def login(self, session: Session, pin: Secret | None) -> None:
         """C_Login as user.
 
         Raises:
             CryptokiError: it answered neither CKR_OK nor that the process is logged in already.
         """
-        value = self.cryptoki.login(session.handle, CKU_USER, pin)
+        value = self.cryptoki.login(session.handle, CKU_USER, pin.pointer() if pin is not None else None)
         if value not in (CKR.OK, CKR.USER_ALREADY_LOGGED_IN):
             raise CryptokiError("C_Login", value)
+
+    def change_pin(self, session: Session, current: Secret, new: Secret) -> None:
+        """C_SetPIN, in a session of its own; it needs no login and leaves one as it is (PKCS#11 2.40, 5.5).
+
+        Raises:
+            CryptokiError: the current PIN was refused, or the token did not answer.
+            NewPinRefused: the token does not take the new one.
+        """
+        del session
+        with _setting_pin():
+            self.cryptoki.set_pin(self._slot, current.pointer(), new.pointer())
+
+    def unblock(self, session: Session, authority: Secret, new: Secret) -> None:
+        """C_InitPIN as security officer, who logs in only where no session is open that reads only.
+
+        Raises:
+            CryptokiError: the security officer's PIN was refused, or the token did not answer.
+            NewPinRefused: the token does not take the new one.
+        """
+        del session
+        with self._sessions_lock:
+            self._spare.clear()
+            self._open_sessions = 0
+            self.cryptoki.close_sessions(self._slot)
+        with _setting_pin():
+            self.cryptoki.set_user_pin(self._slot, authority.pointer(), new.pointer())
 
     def close(self) -> None:
         """Close every session and finish with the module."""
@@ -465,13 +531,13 @@ class Module:
             session.handle, _PREPARED[algorithm], session.keys.get(uri) or self.key_handle(session, uri)
         )
 
-    def authenticate(self, session: Session, pin: bytes | None) -> None:
+    def authenticate(self, session: Session, pin: Secret | None) -> None:
         """The context-specific login that an always-authenticate key wants after C_SignInit.
 
         Raises:
             CryptokiError: it answered something else than CKR_OK.
         """
-        value = self.cryptoki.login(session.handle, CKU_CONTEXT_SPECIFIC, pin)
+        value = self.cryptoki.login(session.handle, CKU_CONTEXT_SPECIFIC, pin.pointer() if pin is not None else None)
         if value != CKR.OK:
             raise CryptokiError("C_Login", value)
 
@@ -495,6 +561,25 @@ class Module:
 
 
 _PREPARED: Final = {algorithm: mechanism(kind, algorithm.hash_name) for algorithm, kind in _MECHANISMS.items()}
+
+
+def _counter(flags: int, locked: int, final: int, low: int) -> RetryCounter:
+    if flags & locked:
+        return RetryCounter.LOCKED
+    if flags & final:
+        return RetryCounter.FINAL_TRY
+    return RetryCounter.LOW if flags & low else RetryCounter.FULL
+
+
+@contextmanager
+def _setting_pin() -> Iterator[None]:
+    """Tell a new PIN that the token does not take from a current one that it refuses."""
+    try:
+        yield
+    except CryptokiError as error:
+        if error.function != "C_Login" and is_new_pin_refused(error.value):
+            raise NewPinRefused(str(error)) from error
+        raise
 
 
 def _verifies(spki: bytes, algorithm: Algorithm, digest: bytes, der: bytes) -> bool:

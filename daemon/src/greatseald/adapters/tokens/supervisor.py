@@ -11,6 +11,7 @@ Invariants:
   `operation_timeout`, else the host is killed; a client's deadline never reaches the host;
 - only as much is handed over as the host does in a fraction of a second, so that little is
   `unknown` when it dies, and more only while it answers;
+- what operators did at the host is in the log before the host gets work again: it waits for our word;
 - no failure latches: a token that fails again and again is left alone for a growing while, then
   tried with one operation (`breaker.py`). A token locked by its PIN is the host's to watch.
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 from greatseal.algorithms import Algorithm
@@ -29,11 +30,13 @@ from greatseald.adapters.tokens.breaker import breaker_of
 from greatseald.adapters.tokens.calls import Call, Frame, Group
 from greatseald.adapters.tokens.connection import HostConnection, HostLost, connect_host
 from greatseald.adapters.tokens.frames import (
+    ActsNoted,
     FindKey,
     FromHost,
     Key,
     KeyRefused,
     NotReady,
+    OperatorActs,
     Ping,
     Pong,
     Ready,
@@ -41,17 +44,30 @@ from greatseald.adapters.tokens.frames import (
     Sign,
     TouchWait,
 )
-from greatseald.domain.errors import TokenLocked, TokenUnavailable
+from greatseald.domain.errors import GreatsealError, TokenLocked, TokenUnavailable
 from greatseald.domain.tokens import TokenSettings
-from greatseald.ports.tokens import NotSigned, Operation, SignResult, TokenInfo, TokenKey, TokenState
+from greatseald.ports.tokens import (
+    NotSigned,
+    Operation,
+    OperatorAct,
+    SignResult,
+    TokenInfo,
+    TokenKey,
+    TokenState,
+)
 
 OnState = Callable[[str, TokenState, str], None]
 OnTouch = Callable[[str, str], None]
+OnAct = Callable[[str, OperatorAct], Awaitable[None]]
+"""Writes what an operator did into the log; raises GreatsealError where it cannot."""
 OnFatal = Callable[[BaseException], None]
 
 _START_SECONDS: Final = 30.0
 """Least time, in seconds, that a host has from its start until the token is logged in."""
 _LOCKED_PAUSE_SECONDS: Final = 1.0
+_NOTE_PAUSE_SECONDS: Final = 1.0
+_KNOWN_ACTS: Final = 256
+"""Acts of operators that are remembered as noted: a host that ended before it heard so tells of them again."""
 _PING_SECONDS: Final = 5.0
 _WINDOW_SECONDS: Final = 0.08
 _MAX_WINDOW: Final = 2048
@@ -74,11 +90,15 @@ class SupervisedToken:
         *,
         on_state: OnState | None = None,
         on_touch: OnTouch | None = None,
+        on_act: OnAct | None = None,
         on_fatal: OnFatal | None = None,
     ) -> None:
         self._settings = settings
         self._on_state = on_state
         self._on_touch = on_touch
+        self._on_act = on_act
+        self._noting: asyncio.Task[None] | None = None
+        self._known_acts: deque[str] = deque(maxlen=_KNOWN_ACTS)
         self._on_fatal = on_fatal
         self._awaited = ""
         self._state = TokenState.UNAVAILABLE
@@ -300,6 +320,8 @@ class SupervisedToken:
             self._await_touch(message.what)
         elif isinstance(message, Pong):
             self._answered(message.id)
+        elif isinstance(message, OperatorActs):
+            self._note(message.acts)
         elif isinstance(message, Key):
             future = self._searches.get(message.id)
             self._answered(message.id)
@@ -312,6 +334,32 @@ class SupervisedToken:
             if future is not None and not future.done():
                 kind = TokenLocked if message.locked else TokenUnavailable
                 future.set_exception(kind(message.detail, token=self.name))
+
+    def _note(self, acts: Sequence[OperatorAct]) -> None:
+        """Have what operators did written into the log, and tell the host; without a log the host waits."""
+        connection = self._connection
+        if self._on_act is None or connection is None:
+            return
+        if self._noting is not None:
+            self._noting.cancel()
+        self._noting = asyncio.get_running_loop().create_task(self._note_all(self._on_act, connection, acts))
+        self._noting.add_done_callback(self._noted)
+
+    async def _note_all(self, write: OnAct, connection: HostConnection, acts: Sequence[OperatorAct]) -> None:
+        for act in acts:
+            while act.id not in self._known_acts:
+                try:
+                    await write(self.name, act)
+                    self._known_acts.append(act.id)
+                except GreatsealError:  # said elsewhere: nothing is signed meanwhile, here or anywhere
+                    await asyncio.wait((connection.lost,), timeout=_NOTE_PAUSE_SECONDS)
+                    if connection.lost.done():
+                        return
+            connection.send(ActsNoted([act.id]))
+
+    def _noted(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fatal(error)
 
     def _leave(self, reason: str) -> None:
         """The host announced its end: it gets nothing more, and is let go once it has answered what it has."""
@@ -399,7 +447,11 @@ class SupervisedToken:
                 await self._serve(connection)
             elif isinstance(greeting, NotReady) and greeting.locked:
                 locked = True
-                await self._locked(connection, greeting)
+                unlocked = await self._locked(connection, greeting)
+                if unlocked is not None:
+                    locked = False
+                    self._became_ready(unlocked)
+                    await self._serve(connection)
             elif isinstance(greeting, NotReady):
                 connection.lose(greeting.detail)
             else:
@@ -409,6 +461,8 @@ class SupervisedToken:
         except TimeoutError:
             connection.lose(f"its host did not bring the token up within {limit:g} s")
         finally:
+            if self._noting is not None:
+                self._noting.cancel()
             was_ready, self._ready, self._leaving = self._ready or self._leaving, False, False
             self._connection = None
             await asyncio.shield(connection.end())
@@ -421,11 +475,12 @@ class SupervisedToken:
     def _named(self, reason: str) -> str:
         return reason if reason.startswith("token ") else f"token {self.name}: {reason}"
 
-    async def _locked(self, connection: HostConnection, greeting: NotReady) -> None:
-        """Stay with a locked host, which ends when the operator has acted."""
+    async def _locked(self, connection: HostConnection, greeting: NotReady) -> Ready | None:
+        """Stay with a locked host until an operator has acted: it is ready then, or ends."""
         self._set_state(TokenState.LOCKED, greeting.detail)
         self._fail_waiting(greeting.detail, retry=False, locked=True)
-        await asyncio.wait((connection.lost,))
+        await asyncio.wait((connection.lost, connection.unlocked), return_when=asyncio.FIRST_COMPLETED)
+        return connection.unlocked.result() if connection.unlocked.done() and not connection.lost.done() else None
 
     def _became_ready(self, greeting: Ready) -> None:
         self._info = TokenInfo(

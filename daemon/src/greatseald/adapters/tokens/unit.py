@@ -12,12 +12,10 @@ Exit codes: 0 stopped by SIGTERM or SIGINT, 2 the configuration or the socket ca
 
 from __future__ import annotations
 
-import errno
 import os
 import pwd
 import signal
 import socket
-import stat
 import subprocess
 import time
 from collections.abc import Callable
@@ -31,23 +29,19 @@ from greatseald.adapters.tokens.breaker import breaker_of
 from greatseald.adapters.tokens.frames import FrameBuffer, FrameInvalid, Hello, NotReady, Ping, Ready, Stop, ToHost
 from greatseald.adapters.tokens.hardening import harden
 from greatseald.adapters.tokens.launch import launch_host, say
+from greatseald.adapters.tokens.unix_sockets import SocketUnusable, bind
 from greatseald.config import ConfigError, load_token
 from greatseald.domain.tokens import TokenSettings
 
 _TICK_SECONDS: Final = 0.5
 _PING_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 30.0
-_BACKLOG: Final = 16
 EXIT_USAGE: Final = 2
 _MAX_UID: Final = (1 << 32) - 1
 _NO_RELOAD: Final = (
     "SIGHUP changes nothing: module, PIN and sessions are read when a host starts. Restart this unit, and the front "
     "reconnects; rules and certificates are the front's"
 )
-
-
-class SocketUnusable(Exception):
-    """The unit's socket cannot be made; the message names its path and what to do."""
 
 
 def run_unit(config: Path, token: str, front: str) -> int:
@@ -101,53 +95,6 @@ def _front_user(name: str) -> tuple[int, int | None]:
         message = f"there is no user {name!r} to be the front"
         raise SocketUnusable(message) from error
     return entry.pw_uid, entry.pw_gid
-
-
-def bind(path: Path, group: int | None) -> socket.socket:
-    """Listen on an AF_UNIX path, mode 0600, or 0660 for `group`; a stale socket there is replaced.
-
-    Raises:
-        SocketUnusable: somebody listens there, something else is there, or it cannot be made.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        _remove_stale(path)
-        listener.bind(str(path))
-        if group is not None:
-            os.chown(path, -1, group)
-            path.chmod(0o660)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        message = f"socket {path} cannot be made: {error.strerror or error}"
-        raise SocketUnusable(message) from error
-    except SocketUnusable:
-        listener.close()
-        raise
-    finally:
-        os.umask(before)
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(status.st_mode):
-        message = f"{path} is there and is no socket: move it away"
-        raise SocketUnusable(message)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError as error:
-            if error.errno != errno.ECONNREFUSED:
-                raise
-            path.unlink()
-            return
-    message = f"another host listens on {path}"
-    raise SocketUnusable(message)
 
 
 def _keep_worker(settings: TokenSettings, listener: socket.socket, front_uid: int, stopped: Callable[[], bool]) -> None:

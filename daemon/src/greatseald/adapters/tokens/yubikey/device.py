@@ -32,6 +32,7 @@ from yubikit.piv import (
     TAG_AUTH_CHALLENGE,
     TAG_AUTH_RESPONSE,
     TAG_DYN_AUTH,
+    PinMetadata,
     PivSession,
 )
 
@@ -41,11 +42,15 @@ from greatseald.adapters.tokens.device import (
     DeviceUnusable,
     KeyDescription,
     KeyUnusable,
+    NewPinRefused,
     OnTouch,
+    PinRules,
     SignatureMalformed,
     TokenDescription,
+    Tries,
 )
 from greatseald.adapters.tokens.latch import RetryCounter
+from greatseald.adapters.tokens.secret import Secret
 from greatseald.adapters.tokens.vendors import VendorProfile
 from greatseald.adapters.tokens.yubikey import padding
 from greatseald.adapters.tokens.yubikey.attestation import (
@@ -78,7 +83,11 @@ _TOUCH_HINT_SECONDS: Final = 0.5
 """A key whose touch may be remembered, or whose policy is unknown, is taken to wait once it is silent for so long."""
 _USUAL_TRIES: Final = 3
 _ED25519_SINCE: Final = (5, 7, 0)
+_MIN_PIN_BYTES: Final = 6
 _MAX_PIN_BYTES: Final = 8
+_NEW_PIN_REFUSED: Final = frozenset({0x6985, 0x6A80})
+"""Conditions of use not satisfied (PIN complexity, firmware 5.7), incorrect parameters."""
+_REFUSED: Final = word_failed("", PIN_MISSING, signing=False).verdict
 _MAX_MESSAGE_BYTES: Final = 3000
 """Of what fits one extended APDU of 3,062 bytes beside its framing."""
 
@@ -132,6 +141,53 @@ def _asking(what: str, *, signing: bool = False) -> Iterator[None]:
             raise SignatureMalformed(f"the YubiKey's answer is no signature: {error}") from error
         message = f"the YubiKey answers something else than it should: {error}"
         raise KeyUnusable(message) from error
+
+
+def _tries(metadata: PinMetadata) -> Tries:
+    left = metadata.attempts_remaining
+    if left == 0:
+        return Tries(RetryCounter.LOCKED, 0)
+    if left == 1:
+        return Tries(RetryCounter.FINAL_TRY, 1)
+    return Tries(RetryCounter.FULL if left >= metadata.total_attempts else RetryCounter.LOW, left)
+
+
+def _text(pin: Secret | None, command: str, what: str) -> str:
+    """A PIN as yubikit takes it: text, which cannot be wiped.
+
+    Raises:
+        PinNotTried: it cannot be one.
+    """
+    data = pin.data if pin is not None else bytearray()
+    if not 0 < len(data) <= _MAX_PIN_BYTES:
+        raise PinNotTried(command, f"{what} of a YubiKey has {_MIN_PIN_BYTES} to {_MAX_PIN_BYTES} characters", _REFUSED)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    raise PinNotTried(command, f"{what} is not UTF-8", _REFUSED)
+
+
+@contextmanager
+def _trying(command: str, *, sets_pin: bool = False) -> Iterator[None]:
+    """Translate what a command that tries a PIN raises into what it says of the PIN."""
+    try:
+        yield
+    except InvalidPinError as error:
+        left = error.attempts_remaining
+        tries = f"{left} tries are left" if left else "no tries are left: it is blocked"
+        raise PinRefused(tries, command) from error
+    except ApduError as error:
+        if sets_pin and error.sw in _NEW_PIN_REFUSED:
+            message = f"{command} answered {describe_word(error.sw)}: the new PIN may be too simple for this device"
+            raise NewPinRefused(message) from error
+        row = word_failed("", error.sw, signing=False).verdict
+        raise PinUnanswered(command, describe_word(error.sw), row) from error
+    except PcscError as error:
+        row = pcsc_failed("", error.code, signing=False).verdict
+        raise PinUnanswered(command, describe_pcsc(error.code), row) from error
+    except (CommandError, NotSupportedError, AnswerEndless, ValueError) as error:
+        raise PinUnanswered(command, f"no answer that can be parsed: {type(error).__name__}", _REFUSED) from error
 
 
 class YubiKey:
@@ -204,50 +260,76 @@ class YubiKey:
         Raises:
             YubiKeyError: the device does not answer.
         """
-        most = _USUAL_TRIES
+        return self.tries.counter
+
+    @property
+    def tries(self) -> Tries:
+        """The same with their number.
+
+        Raises:
+            YubiKeyError: the device does not answer.
+        """
         with _asking("reading the PIN's tries"):
             if self._session.version >= METADATA_SINCE:
-                metadata = self._session.get_pin_metadata()
-                most, left = metadata.total_attempts, metadata.attempts_remaining
-            else:
-                left = self._session.get_pin_attempts()
-        if left == 0:
-            return RetryCounter.LOCKED
-        if left == 1:
-            return RetryCounter.FINAL_TRY
-        return RetryCounter.FULL if left >= most else RetryCounter.LOW
+                return _tries(self._session.get_pin_metadata())
+            return _tries(PinMetadata(False, _USUAL_TRIES, self._session.get_pin_attempts()))
 
-    def login(self, session: PivSession, pin: bytes | None) -> None:
+    @property
+    def unblocking_tries(self) -> Tries:
+        """The PUK's tries, which firmware before 5.3 does not tell.
+
+        Raises:
+            YubiKeyError: the device does not answer.
+        """
+        if self._session.version < METADATA_SINCE:
+            return Tries(RetryCounter.FULL)
+        with _asking("reading the PUK's tries"):
+            return _tries(self._session.get_puk_metadata())
+
+    @property
+    def unblocks_with(self) -> str:
+        """The PUK."""
+        return "PUK"
+
+    @property
+    def pin_rules(self) -> PinRules:
+        """What PIV says; a PUK is as long."""
+        return PinRules(_MIN_PIN_BYTES, _MAX_PIN_BYTES)
+
+    def login(self, session: PivSession, pin: Secret | None) -> None:
         """VERIFY, once.
 
         Raises:
             PinRefused, PinNotTried, PinUnanswered: as their names say.
         """
-        refused = word_failed("", PIN_MISSING, signing=False).verdict
-        try:
-            text = (pin or b"").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise PinNotTried("VERIFY", "the PIN is not UTF-8", refused) from error
-        if not 0 < len(pin or b"") <= _MAX_PIN_BYTES:
-            raise PinNotTried("VERIFY", f"a YubiKey's PIN has 6 to {_MAX_PIN_BYTES} characters", refused)
-        try:
+        text = _text(pin, "VERIFY", "the PIN")
+        with _trying("VERIFY"):
             session.verify_pin(text)
-        except InvalidPinError as error:
-            left = error.attempts_remaining
-            raise PinRefused(f"{left} tries are left" if left else "no tries are left: it is blocked") from error
-        except ApduError as error:
-            raise PinUnanswered(
-                "VERIFY", describe_word(error.sw), word_failed("", error.sw, signing=False).verdict
-            ) from error
-        except PcscError as error:
-            raise PinUnanswered(
-                "VERIFY", describe_pcsc(error.code), pcsc_failed("", error.code, signing=False).verdict
-            ) from error
-        except (CommandError, AnswerEndless, ValueError) as error:
-            raise PinUnanswered("VERIFY", f"no answer that can be parsed: {error}", refused) from error
         self._logged_in = True
 
-    def authenticate(self, session: PivSession, pin: bytes | None) -> None:
+    def change_pin(self, session: PivSession, current: Secret, new: Secret) -> None:
+        """CHANGE REFERENCE DATA, which tries the current PIN once.
+
+        Raises:
+            PinRefused, PinNotTried, PinUnanswered: as their names say.
+            NewPinRefused: the device does not take the new one.
+        """
+        texts = _text(current, "CHANGE REFERENCE DATA", "the PIN"), _text(new, "CHANGE REFERENCE DATA", "the new PIN")
+        with _trying("CHANGE REFERENCE DATA", sets_pin=True):
+            session.change_pin(*texts)
+
+    def unblock(self, session: PivSession, authority: Secret, new: Secret) -> None:
+        """RESET RETRY COUNTER with the PUK, which is tried once.
+
+        Raises:
+            PinRefused, PinNotTried, PinUnanswered: as their names say, of the PUK.
+            NewPinRefused: the device does not take the new PIN.
+        """
+        texts = _text(authority, "RESET RETRY COUNTER", "the PUK"), _text(new, "RESET RETRY COUNTER", "the new PIN")
+        with _trying("RESET RETRY COUNTER", sets_pin=True):
+            session.unblock_pin(*texts)
+
+    def authenticate(self, session: PivSession, pin: Secret | None) -> None:
         """VERIFY for the one signature that follows.
 
         Raises:
@@ -276,7 +358,7 @@ class YubiKey:
         with _asking(f"reading slot {slot:02x}"):
             key, attestation = read_key(session, slot)
         if key.pin_policy in {"once", "always"} and not self._logged_in:
-            message = f"the key in slot {slot:02x} wants a PIN: set pin_file or pin_credential"
+            message = f"the key in slot {slot:02x} wants a PIN: set pin_file, pin_credential or unlock"
             raise KeyUnusable(message)
         attestation = self._proven(key, attestation)
         if attestation is not None:

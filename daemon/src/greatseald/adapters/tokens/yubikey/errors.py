@@ -92,8 +92,8 @@ class PinRefused(YubiKeyError):
     _LOGIN = LoginVerdict.REFUSED
     in_login = True
 
-    def __init__(self, answer: str) -> None:
-        super().__init__("VERIFY", answer, Verdict(unknown=False, retry=False, locked=True))
+    def __init__(self, answer: str, command: str = "VERIFY") -> None:
+        super().__init__(command, answer, Verdict(unknown=False, retry=False, locked=True))
 
 
 class PinNotTried(YubiKeyError):
