@@ -29,6 +29,7 @@ from greatseald.adapters.store.opening import is_shared, open_store, sqlite_path
 from greatseald.adapters.store.options import StoreOptions
 from greatseald.adapters.tokens.uris import parse_uri
 from greatseald.adapters.tokens.yubikey.slots import SCHEME, parse_slot
+from greatseald.adapters.withdrawals import FileWithdrawals
 from greatseald.app.access import Access
 from greatseald.app.admission import Admission
 from greatseald.app.audit import AuditLog
@@ -36,6 +37,7 @@ from greatseald.app.keys import KeyRing
 from greatseald.app.outbox import Outbox
 from greatseald.app.recovery import advance_anchor, check_anchor, close_dead_intents, open_tree
 from greatseald.app.sign import Signing
+from greatseald.app.tokens import TokenControl
 from greatseald.app.writer import LogWriter
 from greatseald.config import FileProblem, Settings, load, read_head_mac_key, read_log_key, read_store_password
 from greatseald.domain.heads import HeadSeal
@@ -81,6 +83,7 @@ class Core:
     access: Access
     keys: KeyRing
     tokens: dict[str, Token]
+    control: TokenControl
     signing: Signing
     verifiers: ThreadPoolExecutor
 
@@ -186,9 +189,12 @@ def build_core(settings: Settings, log: AuditLog, metrics: PrometheusMetrics, to
 
     Raises:
         HaltsUnusable: which keys are halted cannot be read.
+        WithdrawalsUnusable: which tokens are out of service cannot be read.
     """
     access = Access(settings.rules(), log, metrics)
     keys = KeyRing.build(settings.key_settings(), tokens, FileHalts(settings.log.halted_keys))
+    control = TokenControl(tokens, FileWithdrawals(settings.log.withdrawn_tokens), log)
+    control.recall()
     verifiers = ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="verify")
     signing = Signing(
         admission=Admission(access, keys),
@@ -198,7 +204,7 @@ def build_core(settings: Settings, log: AuditLog, metrics: PrometheusMetrics, to
         metrics=metrics,
         max_waiting_items=settings.server.max_waiting_items,
     )
-    return Core(access, keys, tokens, signing, verifiers)
+    return Core(access, keys, tokens, control, signing, verifiers)
 
 
 def build_gate(settings: Settings, access: Access, metrics: PrometheusMetrics) -> Gate:
@@ -225,7 +231,7 @@ def build_methods(
     return {
         **SigningService(core.signing, core.access, metrics).handlers(gate),
         **KeyService(core.keys, core.access).handlers(gate),
-        **TokenService(core.tokens, core.keys, core.access).handlers(gate),
+        **TokenService(core.tokens, core.keys, core.access, core.control).handlers(gate),
         **AuditService(log, core.access).handlers(gate),
         **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
         **health.handlers(gate),

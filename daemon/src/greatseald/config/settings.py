@@ -245,6 +245,11 @@ class LogSettings(Table):
         """The file beside the anchor that remembers which keys were halted."""
         return self.anchor.with_name(self.anchor.name + ".halted")
 
+    @property
+    def withdrawn_tokens(self) -> Path:
+        """The file beside the anchor that remembers which tokens are out of service."""
+        return self.anchor.with_name(self.anchor.name + ".withdrawn")
+
 
 class HostedTable(Table):
     """What every `[[tokens]]` has, whatever kind of token it is: its name, PIN and host."""
