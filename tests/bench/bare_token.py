@@ -3,7 +3,8 @@
     bare_token.py MODULE TOKEN_LABEL PIN_FILE
 
 Commands: sign{key, algorithm, digest_size, threads, seconds, verify} → {count, seconds}
-          time{key, algorithm, digest_size, count} → {sign_ms: p50, verify_ms: p50} one after the other
+          time{key, algorithm, digest_size, count, pause} → {sign_ms: p50, verify_ms: p50} one pair after the other,
+          `pause` seconds apart: a core that has slept meanwhile signs at half its speed
 Signatures are checked after the window (or within it, where `verify` asks for it).
 """
 
@@ -109,7 +110,7 @@ class Bare:
                     self._verify(public, algorithm, digest, signature)
         return {"count": sum(map(len, made)), "seconds": elapsed, "cpu": cpu}
 
-    def time(self, key: str, algorithm: str, digest_size: int, count: int) -> dict[str, float]:
+    def time(self, key: str, algorithm: str, digest_size: int, count: int, pause: float) -> dict[str, float]:
         public, (handle,) = self._public(key), self._keys(key, 1)
         signing, verifying = [], []
         for _ in range(count):
@@ -120,6 +121,8 @@ class Bare:
             self._verify(public, algorithm, digest, signature)
             signing.append(signed - begun)
             verifying.append(time.perf_counter() - signed)
+            if pause:
+                time.sleep(pause)
         return {"sign_ms": 1e3 * statistics.median(signing), "verify_ms": 1e3 * statistics.median(verifying)}
 
     @staticmethod

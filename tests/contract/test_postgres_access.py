@@ -15,6 +15,7 @@ from greatseald.adapters.store import postgres_admin
 from greatseald.adapters.store.options import DEFAULTS, StoreOptions
 from greatseald.adapters.store.postgres import PostgresStore
 from greatseald.adapters.store.postgres_connection import Place
+from greatseald.adapters.store.postgres_schema import MIGRATIONS
 from greatseald.ports.store import Store, StoreError, StoreUnusable
 from postgres_server import BOOT, OTHER, PostgresServer, database_of
 from store_writing import StoreWriter, check_log
@@ -80,7 +81,7 @@ FORBIDDEN = [
 def test_the_fronts_role_does_all_of_a_daemons_work_and_cannot_touch_what_is_written(
     postgres: PostgresServer, roles: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert prepare(postgres, roles)[:2] == (0, 1)
+    assert prepare(postgres, roles)[:2] == (0, len(MIGRATIONS))
     use_as_front(postgres, roles)
     assert "store_role_may_do_too_much" not in capfd.readouterr().out
     for statement in FORBIDDEN:
@@ -109,9 +110,9 @@ def test_the_sql_for_administrators_makes_what_init_makes(postgres: PostgresServ
     with psycopg.connect(postgres.url(roles, "greatseal_owner"), autocommit=True) as owner:
         owner.execute(postgres_admin.script("greatseal_front", "greatseal_reader").encode())
     use_as_front(postgres, roles)
-    assert prepare(postgres, roles, must_be_empty=False)[:2] == (1, 1), "and the commands go on from it"
+    assert prepare(postgres, roles, must_be_empty=False)[:2] == (len(MIGRATIONS),) * 2, "and the commands go on from it"
     found = postgres_admin.status(postgres.url(roles, "greatseal_reader"), DEFAULTS)
-    assert (found.version, found.size, found.fronts, found.excess_rights) == (1, 257, 0, [])
+    assert (found.version, found.size, found.fronts, found.excess_rights) == (len(MIGRATIONS), 257, 0, [])
 
 
 def test_a_daemon_with_too_many_rights_is_told_which(postgres_url: str, opened: Callable[..., Store]) -> None:
@@ -130,7 +131,7 @@ def test_init_and_migrate_say_where_they_do_not_fit(postgres: PostgresServer, ro
     with pytest.raises(StoreError, match="has no log yet: `store init`"):
         prepare(postgres, roles, must_be_empty=False)
     prepare(postgres, roles)
-    with pytest.raises(StoreError, match="schema version 1 already: `store migrate`"):
+    with pytest.raises(StoreError, match=f"schema version {len(MIGRATIONS)} already: `store migrate`"):
         prepare(postgres, roles)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -17,15 +18,18 @@ from greatseal.errors import UsageError
 PRIVATE: Final = 0o600
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
-    """Return what a file holds.
+def read_bounded(path: Path, limit: int, *, dash_is_stdin: bool = False) -> bytes:
+    """Return what a file holds; with `dash_is_stdin`, `-` is standard input.
 
     Raises:
         UsageError: it is over `limit` bytes.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
+    if dash_is_stdin and str(path) == "-":
+        data = sys.stdin.buffer.read(limit + 1)
+    else:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
     if len(data) > limit:
         message = f"{path} is over {limit} bytes, more than any file of its kind"
         raise UsageError(message)

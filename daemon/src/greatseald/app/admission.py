@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from greatseal.statement import Statement
     from greatseald.app.access import Access
     from greatseald.app.keys import KeyRing, SigningKey
+    from greatseald.app.versions import SigningVersion
     from greatseald.domain.identity import Caller
 
 IN_TOTO: Final = "application/vnd.in-toto+json"
@@ -78,13 +79,14 @@ SignRequest = DigestRequest | StatementRequest
 class Admitted:
     """A request that may be signed: the exact digest `tbs`, and what its intent says.
 
+    `version` is the key version that will sign, `pinned` its number where the caller named it.
     `message` is what is signed where that is no digest (Ed25519); `tbs` is then its SHA-256.
 
-    `unready` is why the key could not sign at the moment it was admitted.
+    `unready` is why the version could not sign at the moment it was admitted.
     """
 
     position: int
-    key: SigningKey
+    version: SigningVersion
     algorithm: Algorithm
     tbs: bytes
     request_id: str
@@ -98,6 +100,7 @@ class Admitted:
     subject: entry_format.Subject | None = None
     unready: GreatsealError | None = None
     message: bytes = b""
+    pinned: int | None = None
 
     @property
     def signed(self) -> bytes:
@@ -119,10 +122,12 @@ class _Way:
     """What the items of one call share that want the same of the same key: it is decided once."""
 
     key: SigningKey
+    version: SigningVersion
     algorithm: Algorithm
     policy: entry_format.Policy
     unready: GreatsealError | None
     hash_prefix: bytes
+    pinned: int | None
 
 
 class Admission:
@@ -155,18 +160,24 @@ class Admission:
                 refused[position] = error
         return admitted, refused
 
+    def sibling(self, version: SigningVersion, number: int) -> SigningVersion | None:
+        """Return another version of the same key, or None if there is none with this number."""
+        key = self._keys.keys.get(version.key)
+        return None if key is None else key.versions.get(number)
+
     def _find_way(self, caller: Caller, item: SignRequest, now: float) -> _Way:
         """Authorise, then find the key and how it signs: in this order, so that a refusal tells nothing of keys."""
-        name, version = parse_key_name(item.key)
+        name, number = parse_key_name(item.key)
         action, payload_type = action_of(item), _payload_type(item)
         if action == SIGN and payload_type != IN_TOTO:
             message = f"the daemon signs only payloads that it can read, of type {IN_TOTO}, not {payload_type[:80]!r}"
             raise PayloadTypeUnknown(message, payload_type=payload_type[:80])
         policy = self._access.decide(caller, action, name, payload_type if action == SIGN else "")
-        key = self._keys.find(name, version)
-        algorithm = key.choose(item.algorithm, now)
+        key = self._keys.find(name)
+        version, algorithm = key.choose(number, item.algorithm, now)
+        # Not the version: a request that was answered by one is the same request when another signs.
         hash_prefix = f"{action}\0{name}\0{algorithm.value}\0{payload_type}\0".encode()
-        return _Way(key, algorithm, policy, key.unready(), hash_prefix)
+        return _Way(key, version, algorithm, policy, version.unready(), hash_prefix, number)
 
 
 def action_of(item: SignRequest) -> str:
@@ -208,7 +219,7 @@ def _admit_digest(position: int, item: DigestRequest, request_id: RequestKey, wa
         raise ArgumentInvalid(message, field="claimed_subject")
     return Admitted(
         position,
-        way.key,
+        way.version,
         algorithm,
         tbs=item.digest,
         request_id=item.request_id,
@@ -219,6 +230,7 @@ def _admit_digest(position: int, item: DigestRequest, request_id: RequestKey, wa
         payload_type=item.claimed_payload_type,
         subject=entry_format.Subject(count=1, name=item.claimed_subject) if item.claimed_subject else None,
         unready=way.unready,
+        pinned=way.pinned,
     )
 
 
@@ -229,7 +241,7 @@ async def _admit_statement(position: int, item: StatementRequest, request_id: Re
     tbs = hashlib.new(way.algorithm.hash_name, encoded).digest()
     return Admitted(
         position,
-        way.key,
+        way.version,
         way.algorithm,
         tbs=tbs,
         request_id=item.request_id,
@@ -243,6 +255,7 @@ async def _admit_statement(position: int, item: StatementRequest, request_id: Re
         subject=_subject(statement),
         unready=way.unready,
         message=encoded if way.algorithm.is_pure else b"",
+        pinned=way.pinned,
     )
 
 
@@ -262,9 +275,9 @@ async def _read_statement(payload: bytes) -> Statement:
 
 
 def _check_predicate(key: SigningKey, statement: Statement) -> None:
-    allowed = key.settings.predicate_types
+    allowed = key.predicate_types
     if allowed and statement.predicate_type not in allowed:
-        message = f"{key.settings.resource_name} does not sign the predicate type {statement.predicate_type}: its predicate_types are {', '.join(allowed)}"
+        message = f"{key.resource_name} does not sign the predicate type {statement.predicate_type}: its predicate_types are {', '.join(allowed)}"
         raise PredicateTypeNotAllowed(message, predicate_type=statement.predicate_type)
 
 

@@ -19,6 +19,7 @@ _FOLLOW_SECONDS: Final = 1.0
 """How long a front that writes nothing itself may not know what others wrote, or that it counts as dead."""
 
 _FOLLOWS_A_RECOVERY: Final = 5
+"""Looks at what others wrote before each look for what dead ones left."""
 
 _ROUND_SECONDS: Final = 60.0
 _DAY_SECONDS: Final = 86_400

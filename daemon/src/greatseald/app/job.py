@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from greatseald.app.admission import Admitted
+    from greatseald.app.versions import Holding, SigningVersion
     from greatseald.domain.identity import Caller
 
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 class Job:
     """An admitted request: what was committed and signed of it so far, or the error it ended with.
 
-    `result` becomes the outcome's `res`; until a token has answered, nobody knows.
+    `result` becomes the outcome's `res`; until a token has answered, nobody knows. `holding` is the
+    token that was asked; `replayed` the version that had signed, where the signature is on record.
     """
 
     request: Admitted
+    holding: Holding | None = None
     intent_entry: bytes = b""
     intent_index: int = -1
     leaf_hash: bytes = b""
@@ -33,7 +36,7 @@ class Job:
     outcome_entry: bytes = b""
     outcome_index: int = -1
     proof: tuple[bytes, bytes] = (b"", b"")
-    replayed: bool = False
+    replayed: SigningVersion | None = None
     error: GreatsealError | None = None
 
     @property

@@ -48,12 +48,12 @@ class Records:
         """
         if not request.blind or request.subject is not None:
             return entry_format.encode(self._intent(call, request, ts))
-        key = request.key
+        version = request.version
         kind = (
             call.caller.cert_sha256,
             call.peer,
-            key.name,
-            key.spki_sha256,
+            version.name,
+            version.spki_sha256,
             request.algorithm,
             request.attempt,
             request.payload_type,
@@ -71,22 +71,23 @@ class Records:
         """Return the outcome of a job whose token has answered, or was never asked."""
         if job.result != "signed" or not job.sequence:
             return entry_format.encode(self._outcome(job, dur_us, ts))
-        key = job.request.key
-        info = key.token.info
-        kind = (key.spki_sha256, info.firmware if info else "", info.serial if info else "")
+        info = job.holding.token.info if job.holding is not None else None
+        kind = (job.request.version.spki_sha256, info.firmware if info else "", info.serial if info else "")
         form = self._outcomes.get(kind)
         if form is None:
             form = self._outcomes[kind] = entry_format.OutcomeForm(self._outcome(job, dur_us, ts))
         return form.fill(dur_us, job.sequence, job.intent_index, job.leaf_hash, job.signature, job.request.tbs, ts)
 
     def _intent(self, call: Call, request: Admitted, ts: str) -> entry_format.Intent:
-        key = request.key
+        version = request.version
         return entry_format.Intent(
             att=request.attempt,
             blind=request.blind,
             cli=client_part(call.caller),
             inst=self._log.instance,
-            key=entry_format.KeyVersion(name=key.settings.resource_name, spki_sha256=key.spki_sha256, version=1),
+            key=entry_format.KeyVersion(
+                name=version.resource_name, spki_sha256=version.spki_sha256, version=version.number
+            ),
             log=self._log.origin,
             mdig=request.payload_sha256,
             mech=request.algorithm.value,
@@ -101,8 +102,7 @@ class Records:
         )
 
     def _outcome(self, job: Job, dur_us: int, ts: str) -> entry_format.Outcome:
-        key = job.request.key
-        info = key.token.info
+        info = job.holding.token.info if job.holding is not None else None
         signed = job.result == "signed"
         return entry_format.Outcome(
             ckr=job.ckr,
@@ -112,7 +112,7 @@ class Records:
             ),
             inst=self._log.instance,
             intent=entry_format.IntentRef(index=job.intent_index, leaf_hash=job.leaf_hash.hex()),
-            key=entry_format.KeyRef(spki_sha256=key.spki_sha256),
+            key=entry_format.KeyRef(spki_sha256=job.request.version.spki_sha256),
             log=self._log.origin,
             res=job.result,
             sig=base64.b64encode(job.signature).decode() if signed else "",

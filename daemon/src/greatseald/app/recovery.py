@@ -17,7 +17,7 @@ import msgspec
 from greatseal.tlog import split_hashes, verify_inclusion
 from greatseal.verification import ProofInvalid
 from greatseald.domain import entries as entry_format
-from greatseald.domain.heads import HeadForged, HeadSeal
+from greatseald.domain.heads import NO_AUTHORITY, HeadForged, HeadSeal
 from greatseald.domain.tree import Prover, Tree, TreeDisagrees, leaf_hash
 from greatseald.ports.anchor import Anchor, Anchored, AnchorError
 from greatseald.ports.store import Append, Closing, FencesLost, Head, HeadMoved, OpenIntent, Store, Tile
@@ -43,7 +43,7 @@ def open_tree(store: Store, seal: HeadSeal) -> Tree:
     if head is None:
         return Tree.load(0, b"", store.tile, store.entries)
     try:
-        seal.check(head.size, head.root, head.frontier, head.mac)
+        seal.check(head.size, head.root, head.frontier, head.mac, head.authority)
     except HeadForged as error:
         message = (
             f"{error}: it was edited, or [log] head_mac_key_file is not the one it was made with. "
@@ -126,7 +126,7 @@ def close_dead_intents(
     closed = 0
     checked: set[int] = set()
     while found := store.open_intents():
-        _follow(store, tree, seal)
+        authority = _follow(store, tree, seal)
         fresh = {intent.intent for intent in found} - checked
         if fresh:
             _require_open(store, tree, fresh)
@@ -137,7 +137,7 @@ def close_dead_intents(
         size = tree.size
         tiles = [Tile(*tile) for tile in tree.append([leaf_hash(entry) for entry in written])]
         root, frontier = tree.root(), tree.frontier()
-        head = Head(tree.size, root, frontier, seal.mac(tree.size, root, frontier))
+        head = Head(tree.size, root, frontier, seal.mac(tree.size, root, frontier, authority), authority)
         closings = [Closing(intent.intent, size + offset) for offset, intent in enumerate(open_intents)]
         batch = Append(size, written, head, boot, int(clock() * 1000), tiles, closed=closings)
         try:
@@ -241,17 +241,18 @@ def _unknown(store: Store, intent: OpenIntent, instance: str, origin: str, now: 
     return entry_format.encode(outcome)
 
 
-def _follow(store: Store, tree: Tree, seal: HeadSeal) -> None:
-    """Take in what another front has written meanwhile, if its head is genuine."""
+def _follow(store: Store, tree: Tree, seal: HeadSeal) -> int:
+    """Take in what another front has written meanwhile, if its head is genuine; return the newest authority's index."""
     head = store.head()
     size = head.size if head is not None else 0
     if size < tree.size:
         message = f"the log went back while it was being recovered (it had {tree.size} entries, and has {size})"
         raise LogRefused(message)
-    if head is None or size == tree.size:
-        return
-    seal.check(head.size, head.root, head.frontier, head.mac)
+    if head is None:
+        return NO_AUTHORITY
+    seal.check(head.size, head.root, head.frontier, head.mac, head.authority)
     tree.append([leaf_hash(entry) for entry in store.entries(tree.size, head.size)])
     if tree.size != head.size or tree.root() != head.root:
         message = f"the entries of the log up to {head.size} do not have the root that its head row says"
         raise LogRefused(message)
+    return NO_AUTHORITY if head.authority is None else head.authority

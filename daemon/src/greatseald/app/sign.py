@@ -23,11 +23,11 @@ import structlog
 
 from greatseal.errors import VerificationFailed
 from greatseal.tlog import leaf_hash, split_hashes, verify_inclusion
-from greatseal.verification import ProofInvalid
+from greatseal.verification import ProofInvalid, SignatureInvalid
 from greatseald.app.admission import Admitted, SignRequest, action_of
 from greatseald.app.job import Call, Job
-from greatseald.app.keys import record_halt
 from greatseald.app.records import Records
+from greatseald.app.versions import record_halt
 from greatseald.domain.errors import (
     AlgorithmNotOffered,
     GreatsealError,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from greatseald.app.access import Access
     from greatseald.app.admission import Admission
     from greatseald.app.audit import AuditLog
-    from greatseald.app.keys import SigningKey
+    from greatseald.app.versions import Holding, SigningVersion
     from greatseald.app.writer import SignedHead
     from greatseald.domain.identity import Caller
     from greatseald.ports.metrics import Metrics
@@ -185,7 +185,7 @@ class Signing:
                 job = Job(request)
                 self._running[name] = (job, call)
                 call.jobs.append(job)
-            elif running[0].request.request_hash != request.request_hash:
+            elif not _is_same(running[0].request, request):
                 refused[request.position] = _reused(request)
             else:
                 call.joined.append((request.position, *running))
@@ -202,7 +202,7 @@ class Signing:
         opened = await self._open(call)
         groups: defaultdict[tuple[int, Algorithm], list[Job]] = defaultdict(list)
         for job in opened:
-            groups[id(job.request.key), job.request.algorithm].append(job)
+            groups[id(job.request.version), job.request.algorithm].append(job)
         if len(groups) == 1:
             return await self._sign_group(call, opened)
         await asyncio.gather(*(self._sign_group(call, jobs) for jobs in groups.values()))
@@ -214,7 +214,7 @@ class Signing:
         for job in call.jobs:
             job.error = job.request.unready or unwritable
         await self._take_up([job for job in call.jobs if job.error is not None])
-        pending = [job for job in call.jobs if job.error is None and not job.replayed]
+        pending = [job for job in call.jobs if job.error is None and job.replayed is None]
         opened: list[Job] = []
         for _ in range(_MAX_ATTEMPT_ROUNDS):
             if not pending:
@@ -275,26 +275,35 @@ class Signing:
             if recorded.res != "signed":
                 request.open_attempt(last.attempt + 1)
                 return job.error is None
-            self._replay(job, last.intent, last.outcome, outcome, base64.b64decode(recorded.sig))
+            self._replay(job, (last.intent, last.outcome), outcome, base64.b64decode(recorded.sig))
         return False
 
-    def _replay(self, job: Job, intent: int, outcome: int, entry: bytes, signature: bytes) -> None:
-        key = job.request.key
-        if job.request.algorithm not in key.verifiers:
+    def _replay(self, job: Job, pair: tuple[int, int], entry: bytes, signature: bytes) -> None:
+        """Take the signature on record, by whichever version of the key made it, if it verifies still."""
+        request = job.request
+        intent = self._log.recorded(pair[0])
+        number = msgspec.json.decode(intent, type=_RecordedIntent).key.version
+        version = self._admission.sibling(request.version, number)
+        if request.pinned not in {None, number}:
+            job.error = _reused(request)
+            return
+        if version is not None and request.algorithm not in version.verifiers:
             return  # the token has not been read since the start: nothing to verify with
         try:
-            key.verifiers[job.request.algorithm].verify(job.request.signed, signature)
+            if version is None:
+                raise SignatureInvalid("that version is gone")
+            version.verifiers[request.algorithm].verify(request.signed, signature)
         except VerificationFailed:
             job.error = RequestIdReused(
-                f"request id {job.request.request_id} was answered with a signature that {key.settings.resource_name} "
+                f"request id {request.request_id} was answered with a signature that {request.version.resource_name} "
                 "did not make as it is now: its token holds another key than then. Ask under another id",
-                request_id=job.request.request_id,
+                request_id=request.request_id,
             )
             return
         job.error = None
-        job.replayed = True
-        job.intent_index, job.intent_entry = intent, self._log.recorded(intent)
-        job.outcome_index, job.outcome_entry = outcome, entry
+        job.replayed = version
+        job.intent_index, job.intent_entry = pair[0], intent
+        job.outcome_index, job.outcome_entry = pair[1], entry
         job.signature, job.result = signature, "signed"
 
     def _write_intents(self, call: Call, jobs: list[Job]) -> list[Job]:
@@ -308,24 +317,26 @@ class Signing:
         return [job for job in jobs if job.error is None]
 
     async def _sign_group(self, call: Call, jobs: list[Job]) -> SignedHead:
-        """Sign jobs of one key and algorithm, and commit exactly one outcome for each of their intents."""
-        key, algorithm = jobs[0].request.key, jobs[0].request.algorithm
+        """Sign jobs of one version and algorithm, and commit exactly one outcome for each of their intents."""
+        version, algorithm = jobs[0].request.version, jobs[0].request.algorithm
+        holding = version.holding_for(algorithm)
+        token = holding.token.name
         began = time.perf_counter()
         try:
-            await self._ask_token(key, algorithm, jobs)
+            await self._ask_token(version, holding, algorithm, jobs)
         except GreatsealError as error:
             _end_all(jobs, "aborted", error)
         except Exception as error:  # noqa: BLE001 - whatever it is, every intent gets its outcome
             fault = InternalFault.of("the token's answer could not be used")
-            _log.error("token_fault", token=key.token.name, exc_info=error, **fault.metadata)
+            _log.error("token_fault", token=token, exc_info=error, **fault.metadata)
             _end_all(jobs, "unknown", fault)
-        _end_all(jobs, "unknown", OutcomeUnknown(f"token {key.token.name} left the operation without an answer"))
-        await record_halt(self._log, key)
+        _end_all(jobs, "unknown", OutcomeUnknown(f"token {token} left the operation without an answer"))
+        await record_halt(self._log, version)
         seconds = time.perf_counter() - began
-        self._metrics.token_seconds(key.token.name, len(jobs), seconds)
+        self._metrics.token_seconds(token, len(jobs), seconds)
         dur_us, ts = int(seconds * 1e6), self._records.now()
         entries = [self._records.outcome(job, dur_us, ts) for job in jobs]
-        replayed = [job for job in call.jobs if job.replayed]
+        replayed = [job for job in call.jobs if job.replayed is not None]
         pairs = [(job.intent_index, job.outcome_index) for job in replayed]
         proven = await self._log.close_intents(
             entries, [job.intent_index for job in jobs], pairs, alone=self._waiting == 1
@@ -340,32 +351,36 @@ class Signing:
         for job, proof in zip(written + replayed, proven.proofs, strict=True):
             job.proof = proof
         self._metrics.signed(
-            key.name,
+            version.key,
             algorithm.value,
             sum(job.released for job in jobs),
             time.perf_counter() - call.started,
         )
         for job in jobs:
             if job.result != "signed":
-                self._metrics.not_signed(key.name, algorithm.value, job.result)
+                self._metrics.not_signed(version.key, algorithm.value, job.result)
         return proven.head
 
-    async def _ask_token(self, key: SigningKey, algorithm: Algorithm, jobs: list[Job]) -> None:
+    async def _ask_token(
+        self, version: SigningVersion, holding: Holding, algorithm: Algorithm, jobs: list[Job]
+    ) -> None:
+        for job in jobs:
+            job.holding = holding
         operations = [Operation(job.intent_index, job.leaf_hash, job.request.tbs, job.request.message) for job in jobs]
         loop = asyncio.get_running_loop()
         here = len(jobs) <= _VERIFY_HERE and all(len(job.request.signed) <= _VERIFY_HERE_BYTES for job in jobs)
         verifying = []
         held: list[SignResult] = []
-        async for chunk in key.token.sign(key.settings.uri, algorithm, operations):
+        async for chunk in holding.token.sign(holding.uri, algorithm, operations):
             if here:
-                _take(key, algorithm, jobs, chunk)
+                _take(version, holding, algorithm, jobs, chunk)
                 continue
             held += chunk
             if len(held) >= _VERIFY_CHUNK:
-                verifying.append(loop.run_in_executor(self._verifiers, _take, key, algorithm, jobs, held))
+                verifying.append(loop.run_in_executor(self._verifiers, _take, version, holding, algorithm, jobs, held))
                 held = []
         if held:
-            verifying.append(loop.run_in_executor(self._verifiers, _take, key, algorithm, jobs, held))
+            verifying.append(loop.run_in_executor(self._verifiers, _take, version, holding, algorithm, jobs, held))
         if verifying:
             await asyncio.gather(*verifying)
 
@@ -385,7 +400,7 @@ class Signing:
             head = proven.head
             proofs = {id(job): proof for job, proof in zip(shown, proven.proofs, strict=True)}
         for job in shown:
-            if job.replayed and head is not None:
+            if job.replayed is not None and head is not None:
                 _require_record(job, proofs[id(job)], head)
         errors = {position: job.failure for position, job in ended.items() if not job.released} | refused
         if errors:
@@ -416,6 +431,18 @@ class Signing:
         )
 
 
+class _RecordedKey(msgspec.Struct):
+    """Which version an intent is of."""
+
+    version: int
+
+
+class _RecordedIntent(msgspec.Struct):
+    """What a replay needs of an intent's entry."""
+
+    key: _RecordedKey
+
+
 class _RecordedOutcome(msgspec.Struct):
     """What a replay needs of an outcome's entry."""
 
@@ -437,9 +464,11 @@ def _require_record(job: Job, proof: tuple[bytes, bytes], head: SignedHead) -> N
             )
 
 
-def _take(key: SigningKey, algorithm: Algorithm, jobs: list[Job], chunk: list[SignResult]) -> None:
+def _take(
+    version: SigningVersion, holding: Holding, algorithm: Algorithm, jobs: list[Job], chunk: list[SignResult]
+) -> None:
     """Keep the results of a chunk, each signature only if it verifies. Runs on any thread."""
-    verify = key.verifiers[algorithm].verify
+    verify = version.verifiers[algorithm].verify
     for result in chunk:
         job = jobs[result.position]
         job.sequence = result.sequence
@@ -447,17 +476,17 @@ def _take(key: SigningKey, algorithm: Algorithm, jobs: list[Job], chunk: list[Si
             try:
                 verify(job.request.signed, result.signature)
             except VerificationFailed:
-                key.halt("its token returned a signature that does not verify with its public key")
-                job.end("failed", KeyHalted(f"{key.settings.resource_name} is halted: {key.halted}"))
+                version.halt("its token returned a signature that does not verify with its public key")
+                job.end("failed", KeyHalted(f"{version.resource_name} is halted: {version.halted}"))
             else:
                 job.signature, job.result, job.error = result.signature, "signed", None
         else:
-            job.end("unknown" if result.unknown else "failed", _failure(key, algorithm, result))
+            job.end("unknown" if result.unknown else "failed", _failure(version, holding, algorithm, result))
             job.ckr = result.ckr
 
 
-def _failure(key: SigningKey, algorithm: Algorithm, result: NotSigned) -> GreatsealError:
-    name = key.token.name
+def _failure(version: SigningVersion, holding: Holding, algorithm: Algorithm, result: NotSigned) -> GreatsealError:
+    name = holding.token.name
     if result.locked:
         return TokenLocked(f"token {name} is locked: {result.detail}", token=name)
     if result.unknown:
@@ -466,11 +495,9 @@ def _failure(key: SigningKey, algorithm: Algorithm, result: NotSigned) -> Greats
     if result.retry:
         return TokenUnavailable(f"token {name} cannot sign now: {result.detail}", token=name)
     if result.ckr in ALGORITHM_REFUSED:  # accepted when it was probed, and refused now
-        able = (each for each in key.settings.algorithms if each in key.algorithms and each is not algorithm)
+        able = (each for each in version.offered if each in holding.algorithms and each is not algorithm)
         offered = ", ".join(each.value for each in able) or "nothing else"
-        message = (
-            f"{key.settings.resource_name} does not sign with {algorithm.value}: {result.detail}; it offers {offered}"
-        )
+        message = f"{version.resource_name} does not sign with {algorithm.value}: {result.detail}; it offers {offered}"
         return AlgorithmNotOffered(message, offered=offered)
     return SigningFailed(f"token {name} refused to sign: {result.detail}", token=name, ckr=str(result.ckr))
 
@@ -482,6 +509,11 @@ def _end_all(jobs: list[Job], result: str, error: GreatsealError) -> None:
             job.end(result, error)
 
 
+def _is_same(running: Admitted, request: Admitted) -> bool:
+    """Whether a request is the one that is under way under its id: whoever named a version gets that one."""
+    return running.request_hash == request.request_hash and request.pinned in {None, running.version.number}
+
+
 def _reused(request: Admitted) -> RequestIdReused:
     message = f"request id {request.request_id} was used for another request: every request needs an id of its own"
     return RequestIdReused(message, request_id=request.request_id)
@@ -490,11 +522,11 @@ def _reused(request: Admitted) -> RequestIdReused:
 def _released(job: Job, proofs: dict[int, tuple[bytes, bytes]]) -> Released:
     intent_proof, outcome_proof = proofs[id(job)]
     return Released(
-        job.request.key.settings.version_name,
+        (job.replayed or job.request.version).name,
         job.request.algorithm,
         job.signature,
         job.request.tbs,
         Logged(job.intent_index, job.intent_entry, intent_proof),
         Logged(job.outcome_index, job.outcome_entry, outcome_proof),
-        job.replayed,
+        job.replayed is not None,
     )

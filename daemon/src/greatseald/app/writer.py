@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from greatseald.domain.errors import LogUnavailable
+from greatseald.domain.heads import NO_AUTHORITY
 from greatseald.domain.tree import leaf_hash
 from greatseald.ports.anchor import Anchored, AnchorError
 from greatseald.ports.store import (
@@ -78,22 +79,29 @@ class SignedHead:
 class Work:
     """What one caller waits for: entries to write, pairs of entries to prove, or both.
 
-    Intents carry `requests`, outcomes carry `closes` (the intents' indexes), each parallel to
-    `entries`. After the round `indexes` and `leaves` are parallel to `entries`, with `ABSENT` where
+    Intents carry `requests`, outcomes carry `closes` (the intents' indexes, None for an entry beside
+    them), each parallel to `entries`. After the round `indexes` and `leaves` are parallel to `entries`, with `ABSENT` where
     an attempt was on record already or another front had closed the intent; and where `released`
     was asked for, `head` is the checkpoint and `proofs` has one (intent's, outcome's) pair for each
     of `closes` that was written and then for each of `prove`. With `forget_before_ms`, a bounded
     number of requests on record from before that time (Unix, milliseconds) is forgotten. `of_the_dead`
     says that `closes` are intents of other boots.
+
+    `authority` is the index of the newest entry that gives authority, as whoever made the entries knew
+    it. If the log has a newer one by then, nothing of the work is written and `stale` is set. With
+    `gives_authority` the work is written whole or not at all, and its last entry becomes the newest.
     """
 
     future: asyncio.Future[Work]
     entries: list[bytes] = field(default_factory=list)
     requests: list[tuple[RequestKey, bytes]] | None = None
-    closes: list[int] | None = None
+    closes: Sequence[int | None] | None = None
     prove: Sequence[tuple[int, int]] = ()
     released: bool = False
     of_the_dead: bool = False
+    authority: int | None = None
+    gives_authority: bool = False
+    stale: bool = False
     forget_before_ms: int | None = None
     forgotten: int = 0
     leaves: Sequence[bytes] = ()
@@ -153,7 +161,12 @@ class LogWriter:
         self._round_seconds = 1.0
         self.size = tree.size
         """Committed entries; read from any thread."""
+        self.authority = NO_AUTHORITY
+        """Index of the newest committed entry that gives authority; read from any thread."""
         self.broken = False
+        if store.head() is not None:
+            self._follow()
+            self.size = tree.size
 
     @property
     def open_intents(self) -> int:
@@ -279,12 +292,14 @@ class LogWriter:
                 _refuse_known(works, set(known.keys))
             else:
                 self.size = self._tree.size
+                self.authority = NO_AUTHORITY if batch.head.authority is None else batch.head.authority
                 self._committed = True
                 self._open += len(batch.opened) - len(batch.closed) + _closed_for_the_dead(works)
                 return len(batch.entries)
 
     def _assemble(self, works: list[Work]) -> Append:
         size = index = self._tree.size
+        authority = self.authority
         entries: list[bytes] = []
         leaves: list[bytes] = []
         opened: list[int] = []
@@ -293,6 +308,9 @@ class LogWriter:
         for work in works:
             if not work.leaves:
                 work.leaves = [leaf_hash(entry) for entry in work.entries]
+            if work.authority is not None and work.authority != authority:
+                work.stale = True
+                work.refused = frozenset(range(len(work.entries)))
             if (
                 len(work.entries) == 1 and not work.refused
             ):  # most works, written out: what they cost is what a call costs
@@ -302,8 +320,10 @@ class LogWriter:
                 if work.requests is not None:
                     requests.append(NewRequest(*work.requests[0], index))
                     opened.append(index)
-                elif work.closes is not None:
+                elif work.closes is not None and work.closes[0] is not None:
                     closed.append(Closing(work.closes[0], index))
+                if work.gives_authority:
+                    authority = index
                 index += 1
                 continue
             if work.refused:
@@ -314,15 +334,18 @@ class LogWriter:
                 entries += work.entries
                 leaves += work.leaves
                 index = end
+                if work.gives_authority:
+                    authority = end - 1
             if work.requests is not None:
                 written = zip(work.requests, work.indexes, strict=True)
                 requests += [NewRequest(key, digest, at) for (key, digest), at in written if at != ABSENT]
                 opened += [at for at in work.indexes if at != ABSENT]
             elif work.closes is not None:
-                closed += [Closing(*pair) for pair in zip(work.closes, work.indexes, strict=True) if pair[1] != ABSENT]
+                pairs = zip(work.closes, work.indexes, strict=True)
+                closed += [Closing(intent, at) for intent, at in pairs if at != ABSENT and intent is not None]
         tiles = [Tile(*tile) for tile in self._tree.append(leaves)] if leaves else []
         root, frontier = self._tree.root(), self._tree.frontier()
-        head = Head(index, root, frontier, self._seal.mac(index, root, frontier))
+        head = Head(index, root, frontier, self._seal.mac(index, root, frontier, authority), authority)
         time_ms = int(self._clock() * 1000)
         return Append(size, entries, head, self._boot, time_ms, tiles, opened, closed, requests)
 
@@ -340,7 +363,7 @@ class LogWriter:
         if head is None or head.size < self._tree.size:
             message = f"the log has gone back from {self._tree.size} entries to {head.size if head else 0}"
             raise LogUnavailable(message)
-        self._seal.check(head.size, head.root, head.frontier, head.mac)
+        self._seal.check(head.size, head.root, head.frontier, head.mac, head.authority)
         while self._tree.size < head.size:
             entries = self._store.entries(self._tree.size, min(head.size, self._tree.size + _MAX_ROUND_ENTRIES))
             if not entries:
@@ -350,6 +373,11 @@ class LogWriter:
         if self._tree.size != head.size or self._tree.root() != head.root:
             message = f"the entries of the log up to {head.size} do not have the root that its head row says"
             raise LogUnavailable(message)
+        authority = NO_AUTHORITY if head.authority is None else head.authority
+        if authority < self.authority:
+            message = f"the newest entry that gives authority has gone back from {self.authority} to {authority}"
+            raise LogUnavailable(message)
+        self.authority = authority
 
     def _release(self, works: list[Work]) -> None:
         """Sign the checkpoint, advance the anchor, make the proofs."""
@@ -367,7 +395,11 @@ class LogWriter:
                 continue
             work.head = head
             written = zip(work.closes or (), work.indexes if work.closes else (), strict=True)
-            work.proofs = [(inclusion(intent), inclusion(outcome)) for intent, outcome in written if outcome != ABSENT]
+            work.proofs = [
+                (inclusion(intent), inclusion(outcome))
+                for intent, outcome in written
+                if outcome != ABSENT and intent is not None
+            ]
             if work.prove:
                 work.proofs += [(inclusion(intent), inclusion(outcome)) for intent, outcome in work.prove]
 
@@ -428,7 +460,10 @@ def _closed_for_the_dead(works: list[Work]) -> int:
 def _refuse_closed(works: list[Work], lost: set[int]) -> None:
     for work in works:
         if work.closes is not None:
-            work.refused |= {position for position, intent in enumerate(work.closes) if intent in lost}
+            refused = {position for position, intent in enumerate(work.closes) if intent in lost}
+            if refused and work.gives_authority:
+                refused = set(range(len(work.entries)))
+            work.refused |= refused
 
 
 def _refuse_known(works: list[Work], known: set[RequestKey]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from greatseald.adapters.metrics_state import Samples, StateGauges
     from greatseald.app.keys import KeyRing
+    from greatseald.app.versions import SigningVersion
     from greatseald.bootstrap.compose import Core, OpenLog
     from greatseald.config import Settings
     from greatseald.rpc.tls import ServerCertificates
@@ -42,9 +43,14 @@ def watch_state(
     )
     gauges.watch(
         "greatseald_key_ready",
-        lambda: [((key.name,), float(key.state == "ENABLED" and not key.certificate_error)) for key in keys.values()],
+        lambda: [((key.name,), float(any(map(_signs, key.versions.values())))) for key in keys.values()],
     )
-    gauges.watch("greatseald_key_halted", lambda: [((key.name,), float(bool(key.halted))) for key in keys.values()])
+    gauges.watch(
+        "greatseald_key_halted",
+        lambda: [
+            ((key.name,), float(any(version.halted for version in key.versions.values()))) for key in keys.values()
+        ],
+    )
     for name, read in _OF_TOKENS.items():
         gauges.watch(name, lambda read=read: [((token.name,), read(token.load)) for token in core.tokens.values()])  # type: ignore[misc]
     gauges.watch_value("greatseald_anchor_entries", lambda: opened.anchor.size)
@@ -57,8 +63,12 @@ def watch_state(
     gauges.watch_value("greatseald_log_reserve_reached", lambda: float(opened.reserve.shortage() is not None))
 
 
+def _signs(version: SigningVersion) -> bool:
+    return version.signs and not version.certificate_error
+
+
 def _chains(ring: KeyRing) -> Samples:
     for key in ring.keys.values():
-        chain = [x509.load_der_x509_certificate(cert) for cert in key.settings.certificate_chain]
+        chain = [x509.load_der_x509_certificate(cert) for cert in key.primary_version.certificate_chain]
         if chain:
             yield ("key", key.name), min(cert.not_valid_after_utc for cert in chain).timestamp()

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from greatseal.algorithms import Algorithm
-from greatseald.domain.keys import KeySettings
+from greatseald.domain.keys import Holder, KeySettings
 from greatseald.domain.policy import ACTIONS, AllowRule, DenyRule, Rules
 from greatseald.domain.tokens import TokenSettings
 
@@ -440,8 +440,7 @@ class Settings(Table):
         return tuple(
             KeySettings(
                 name=key.name,
-                token=key.token,
-                uri=key.uri,
+                holders=(Holder(key.token, key.uri),),
                 algorithms=key.algorithms,
                 predicate_types=key.predicate_types,
                 certificate_chain=self.chains.get(key.name, ()),

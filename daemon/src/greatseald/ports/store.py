@@ -18,13 +18,16 @@ from typing import NamedTuple, Protocol
 @dataclass(frozen=True, slots=True)
 class Head:
     """The newest tree head. `root` is 32 bytes; `frontier` the concatenated roots of the perfect
-    subtrees of `size`, largest first, 32 bytes each; `mac` authenticates all three (32 bytes).
+    subtrees of `size`, largest first, 32 bytes each; `authority` the index of the newest entry that
+    gives authority, -1 for none, None in heads of before there was any; `mac` authenticates all of it
+    (32 bytes).
     """
 
     size: int
     root: bytes
     frontier: bytes
     mac: bytes
+    authority: int | None = None
 
 
 class Tile(NamedTuple):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from greatseald.app.access import Access
     from greatseald.app.keys import KeyRing, SigningKey
+    from greatseald.app.versions import SigningVersion
     from greatseald.rpc.gate import Call, Gate
 
 _SERVICE: Final = "/greatseal.v1.KeyService/"
@@ -45,7 +46,7 @@ class KeyService:
 
     async def get_key(self, call: Call, request: key_pb2.GetKeyRequest) -> key_pb2.Key:
         """Return one key."""
-        return self._shown(call, await self._find(call, request.name))
+        return self._shown(call, (await self._find(call, request.name))[0])
 
     async def list_keys(self, call: Call, request: key_pb2.ListKeysRequest) -> key_pb2.ListKeysResponse:
         """Return a page of the keys that the caller may read, by name."""
@@ -66,32 +67,36 @@ class KeyService:
 
     async def get_public_key(self, call: Call, request: key_pb2.GetPublicKeyRequest) -> key_pb2.PublicKey:
         """Return a key's public half and its certificates."""
-        key = await self._find(call, request.name)
-        if key.public_key is None:
-            message = f"the public half of {key.settings.resource_name} is not known yet: {key.detail}"
-            raise TokenUnavailable(message, token=key.token.name)
-        pem = key.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+        version = await self._find_version(call, request.name)
+        if version.public_key is None:
+            message = f"the public half of {version.name} is not known yet: {version.detail}"
+            raise TokenUnavailable(message, token=version.holdings[0].token.name)
+        pem = version.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         return key_pb2.PublicKey(
-            key_version=key.settings.version_name,
+            key_version=version.name,
             pem=pem,
-            algorithms=[conversion.algorithm_to_wire(algorithm) for algorithm in key.settings.algorithms],
-            certificate_chain=key.settings.certificate_chain,
+            algorithms=[conversion.algorithm_to_wire(algorithm) for algorithm in version.offered],
+            certificate_chain=version.certificate_chain,
         )
 
-    async def _find(self, call: Call, resource: str) -> SigningKey:
-        name, version = parse_key_name(resource)
+    async def _find(self, call: Call, resource: str) -> tuple[SigningKey, int | None]:
+        name, number = parse_key_name(resource)
         await self._access.require(call.caller, call.peer, READ_KEYS, name)
-        return self._keys.find(name, version)
+        return self._keys.find(name), number
+
+    async def _find_version(self, call: Call, resource: str) -> SigningVersion:
+        key, number = await self._find(call, resource)
+        return key.version(number)
 
     def _shown(self, call: Call, key: SigningKey) -> key_pb2.Key:
-        state = key.state
+        version = key.primary_version
         return key_pb2.Key(
-            name=key.settings.resource_name,
-            primary_version=key.settings.version_name,
-            token=f"tokens/{key.settings.token}",
-            algorithms=[conversion.algorithm_to_wire(algorithm) for algorithm in key.settings.algorithms],
-            state=key_pb2.KeyState.Value(state),
-            state_detail=key.detail,
-            spki_sha256=bytes.fromhex(key.spki_sha256),
+            name=key.resource_name,
+            primary_version=version.name,
+            token=f"tokens/{version.holdings[0].token.name}",
+            algorithms=[conversion.algorithm_to_wire(algorithm) for algorithm in version.offered],
+            state=key_pb2.KeyState.Value(version.condition),
+            state_detail=version.detail,
+            spki_sha256=bytes.fromhex(version.spki_sha256),
             allowed_actions=self._access.allowed_actions(call.caller, key.name),
         )

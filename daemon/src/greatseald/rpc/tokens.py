@@ -115,18 +115,20 @@ class TokenService:
 
     def _shown(self, call: Call, token: Token) -> token_pb2.Token:
         rules = [rule for _, rule in self._access.rules_of(call.caller)]
-        keys = [key for key in self._keys.keys.values() if key.token is token]
-        proven = {algorithm for key in keys for algorithm in key.algorithms}
+        held = [
+            (version, holding)
+            for version in self._keys.versions()
+            for holding in version.holdings
+            if holding.token is token
+        ]
+        names = {version.key for version, _ in held}
+        proven = {algorithm for _, holding in held for algorithm in holding.algorithms}
         info = token.info
         shown = token_pb2.Token(
             name=f"tokens/{token.name}",
             state=_STATES[token.state],
             state_detail=token.detail or token.awaited,
-            keys=sorted(
-                key.settings.resource_name
-                for key in keys
-                if any(rule.allows(READ_KEYS, key.name, "") for rule in rules)
-            ),
+            keys=sorted(f"keys/{name}" for name in names if any(rule.allows(READ_KEYS, name, "") for rule in rules)),
         )
         load = token.load
         shown.waiting, shown.in_flight, shown.breaker = load.waiting, load.in_flight, _BREAKERS[load.breaker]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -15,6 +14,7 @@ from greatseal.cli.models import DigestCacheOption, described_signed, open_diges
 from greatseal.cli.progress import ProgressOption, models_progress, show_bytes
 from greatseal.cli.session import JsonOption, Session, say, session_of
 from greatseal.errors import UsageError
+from greatseal.files import read_bounded
 from greatseal.oms.method import Method
 
 if TYPE_CHECKING:
@@ -129,14 +129,7 @@ def _show(session: Session, result: ModelResult) -> int:
 def _listed(file: Path | None) -> list[Path]:
     if file is None:
         return []
-    if str(file) == "-":
-        data = sys.stdin.buffer.read(_MAX_LIST_BYTES + 1)
-    else:
-        with file.open("rb") as opened:
-            data = opened.read(_MAX_LIST_BYTES + 1)
-    if len(data) > _MAX_LIST_BYTES:
-        message = f"{file} is over {_MAX_LIST_BYTES} bytes"
-        raise UsageError(message)
+    data = read_bounded(file, _MAX_LIST_BYTES, dash_is_stdin=True)
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError:

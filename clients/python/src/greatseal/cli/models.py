@@ -12,6 +12,7 @@ import typer
 from greatseal.cli.progress import ProgressOption, hashing_progress, show_bytes
 from greatseal.cli.session import Session, say, session_of
 from greatseal.errors import UsageError
+from greatseal.files import read_bounded
 from greatseal.oms.method import Method
 
 if TYPE_CHECKING:
@@ -202,20 +203,11 @@ def _trust(public_key: Path | None, root_cert: Path | None) -> Trust:
     from greatseal.oms.verify import Trust
 
     if public_key is not None and root_cert is None:
-        return Trust.in_key(_read(public_key))
+        return Trust.in_key(read_bounded(public_key, _MAX_PEM_BYTES))
     if root_cert is not None and public_key is None:
-        return Trust.in_root_pem(_read(root_cert))
+        return Trust.in_root_pem(read_bounded(root_cert, _MAX_PEM_BYTES))
     message = "say whom you trust: --public-key PEM or --root-cert PEM, one of the two"
     raise UsageError(message)
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(_MAX_PEM_BYTES + 1)
-    if len(data) > _MAX_PEM_BYTES:
-        message = f"{path} is over {_MAX_PEM_BYTES} bytes, more than any key or root certificate"
-        raise UsageError(message)
-    return data
 
 
 def _session(context: typer.Context, *, as_json: bool) -> Session:

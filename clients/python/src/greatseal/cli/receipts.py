@@ -10,6 +10,7 @@ import typer
 
 from greatseal.cli.session import JsonOption, say, session_of
 from greatseal.errors import UsageError
+from greatseal.files import read_bounded
 
 if TYPE_CHECKING:
     from greatseal.receipt import VerifiedReceipt
@@ -59,9 +60,9 @@ def verify(
         raise UsageError(message)
     key = log_key_of(line)
     expected = hexadecimal(digest, "--digest", (32, 48, 64)) if digest else None
-    public = load_public_key(_read(public_key, _MAX_FILE_BYTES)) if public_key is not None else None
-    payload = _read(statement, _MAX_FILE_BYTES) if statement is not None else None
-    receipt = Receipt.from_json(_read(file, MAX_RECEIPT_BYTES))
+    public = load_public_key(read_bounded(public_key, _MAX_FILE_BYTES)) if public_key is not None else None
+    payload = read_bounded(statement, _MAX_FILE_BYTES) if statement is not None else None
+    receipt = Receipt.from_json(read_bounded(file, MAX_RECEIPT_BYTES))
     if model is not None:
         from greatseal.oms.verify import signed_payload
 
@@ -100,12 +101,3 @@ def _described(proven: VerifiedReceipt) -> dict[str, object]:
         "signature": proven.signature.hex(),
     }
     return described
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        message = f"{path} is over {limit} bytes, more than any file of its kind"
-        raise UsageError(message)
-    return data

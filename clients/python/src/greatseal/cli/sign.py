@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import sys
 from enum import Enum
 from json import loads
 from pathlib import Path
@@ -16,6 +15,7 @@ from greatseal.algorithms import Algorithm
 from greatseal.cli.key_names import complete_key
 from greatseal.cli.session import JsonOption, Session, say, session_of
 from greatseal.errors import UsageError
+from greatseal.files import read_bounded
 
 if TYPE_CHECKING:
     from greatseal.messages import Signature
@@ -204,13 +204,9 @@ def hexadecimal(text: str, what: str, sizes: tuple[int, ...]) -> bytes:
 
 
 def _payload(file: Path) -> bytes:
-    if str(file) == "-":
-        data = sys.stdin.buffer.read(MAX_STATEMENT_BYTES + 1)
-    else:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_STATEMENT_BYTES + 1)
-    if not data or len(data) > MAX_STATEMENT_BYTES:
-        message = f"{file} is {'over 64 MiB' if data else 'empty'}: there is nothing that can be signed"
+    data = read_bounded(file, MAX_STATEMENT_BYTES, dash_is_stdin=True)
+    if not data:
+        message = f"{file} is empty: there is nothing that can be signed"
         raise UsageError(message)
     return data
 

@@ -34,6 +34,16 @@ class _KeyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyState.Val
     """Its token cannot be reached now, or needs an operator."""
     HALTED: _KeyState.ValueType  # 3
     """Halted after a signature that did not verify."""
+    PRE_GENERATED: _KeyState.ValueType  # 4
+    """Made, and not to be used yet."""
+    DISABLED: _KeyState.ValueType  # 5
+    """It verifies, and signs no more until it is enabled again."""
+    DESTROY_SCHEDULED: _KeyState.ValueType  # 6
+    """Its object is destroyed when the delay is over; that can be cancelled."""
+    DESTROYED: _KeyState.ValueType  # 7
+    """Its object is gone; what it signed verifies for ever."""
+    COMPROMISED: _KeyState.ValueType  # 8
+    """Its private half may be known to others; for good."""
 
 class KeyState(_KeyState, metaclass=_KeyStateEnumTypeWrapper):
     """Whether a key signs."""
@@ -46,6 +56,16 @@ UNAVAILABLE: KeyState.ValueType  # 2
 """Its token cannot be reached now, or needs an operator."""
 HALTED: KeyState.ValueType  # 3
 """Halted after a signature that did not verify."""
+PRE_GENERATED: KeyState.ValueType  # 4
+"""Made, and not to be used yet."""
+DISABLED: KeyState.ValueType  # 5
+"""It verifies, and signs no more until it is enabled again."""
+DESTROY_SCHEDULED: KeyState.ValueType  # 6
+"""Its object is destroyed when the delay is over; that can be cancelled."""
+DESTROYED: KeyState.ValueType  # 7
+"""Its object is gone; what it signed verifies for ever."""
+COMPROMISED: KeyState.ValueType  # 8
+"""Its private half may be known to others; for good."""
 Global___KeyState: _TypeAlias = KeyState  # noqa: Y015
 
 @_typing.final

@@ -135,6 +135,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
     TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 27
     """The caller may read tokens, and no token has this name (NOT_FOUND)."""
+    TRANSITION_REFUSED: _ErrorReason.ValueType  # 28
+    """The key version cannot go from its state to the one asked for; metadata `state` names it (FAILED_PRECONDITION)."""
+    KEY_NOT_ENABLED: _ErrorReason.ValueType  # 29
+    """The key version is in a state in which it does not sign; metadata `state` names it (FAILED_PRECONDITION)."""
+    KEY_EXISTS: _ErrorReason.ValueType  # 30
+    """There is a key of this name, or the key pair is a version of another key (ALREADY_EXISTS)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed: the `reason` of the one google.rpc.ErrorInfo that every error
@@ -197,6 +203,12 @@ INTERNAL_FAULT: ErrorReason.ValueType  # 26
 """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
 TOKEN_NOT_FOUND: ErrorReason.ValueType  # 27
 """The caller may read tokens, and no token has this name (NOT_FOUND)."""
+TRANSITION_REFUSED: ErrorReason.ValueType  # 28
+"""The key version cannot go from its state to the one asked for; metadata `state` names it (FAILED_PRECONDITION)."""
+KEY_NOT_ENABLED: ErrorReason.ValueType  # 29
+"""The key version is in a state in which it does not sign; metadata `state` names it (FAILED_PRECONDITION)."""
+KEY_EXISTS: ErrorReason.ValueType  # 30
+"""There is a key of this name, or the key pair is a version of another key (ALREADY_EXISTS)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -182,12 +182,22 @@ class PostgresStore:
                     ),
                 )
             run(
-                "INSERT INTO greatseal.commits (size, time_ms, boot, root, frontier, mac, entries) VALUES (%s, %s, %b, %b, %b, %b, %b)",
-                (size, batch.time_ms, batch.boot, head.root, head.frontier, head.mac, packed.pack(batch.entries)),
+                "INSERT INTO greatseal.commits (size, time_ms, boot, root, frontier, mac, authority, entries) "
+                "VALUES (%s, %s, %b, %b, %b, %b, %s, %b)",
+                (
+                    size,
+                    batch.time_ms,
+                    batch.boot,
+                    head.root,
+                    head.frontier,
+                    head.mac,
+                    head.authority,
+                    packed.pack(batch.entries),
+                ),
             )
             moved = run(
-                "UPDATE greatseal.head SET size = %s, root = %b, frontier = %b, mac = %b WHERE size = %s",
-                (size, head.root, head.frontier, head.mac, batch.expected_size),
+                "UPDATE greatseal.head SET size = %s, root = %b, frontier = %b, mac = %b, authority = %s WHERE size = %s",
+                (size, head.root, head.frontier, head.mac, head.authority, batch.expected_size),
             )
         if fences is not None:
             _require_fences(intents, {row[0] for row in fences})
@@ -256,7 +266,7 @@ class PostgresStore:
             self._break("a check of its commit connection", psycopg.OperationalError(gone))
 
     def head(self) -> Head | None:
-        rows = self._rows("SELECT size, root, frontier, mac FROM greatseal.head WHERE size > 0")
+        rows = self._rows("SELECT size, root, frontier, mac, authority FROM greatseal.head WHERE size > 0")
         return Head(*rows[0]) if rows else None
 
     def entries(self, start: int, end: int) -> list[bytes]:

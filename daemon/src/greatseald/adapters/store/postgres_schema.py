@@ -67,6 +67,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (request_id, caller, attempt)
     );
     """,
+    # Where the newest entry stands that gives authority; NULL in heads of before.
+    """
+    ALTER TABLE greatseal.head ADD COLUMN authority BIGINT;
+    ALTER TABLE greatseal.commits ADD COLUMN authority BIGINT;
+    """,
 )
 """`MIGRATIONS[n]` leads from version n to n + 1; version 0 is a database without our schema. Released ones never change."""
 
@@ -78,8 +83,9 @@ _IN_USE: Final = 0x47534C32
 
 _COLUMNS: Final = {
     "schema_version": "version integer",
-    "head": "one boolean, size bigint, root bytea, frontier bytea, mac bytea",
-    "commits": "size bigint, time_ms bigint, boot bytea, root bytea, frontier bytea, mac bytea, entries bytea",
+    "head": "one boolean, size bigint, root bytea, frontier bytea, mac bytea, authority bigint",
+    "commits": "size bigint, time_ms bigint, boot bytea, root bytea, frontier bytea, mac bytea, entries bytea, "
+    "authority bigint",
     "tiles": "level integer, idx bigint, data bytea",
     "open_intents": "idx bigint, boot bytea",
     "outcomes": "intent bigint, outcome bigint",

@@ -119,6 +119,7 @@ class SqliteStore:
             head.root,
             head.frontier,
             head.mac,
+            head.authority,
             blob,
             str(batch.opened),
             msgspec.json.encode(dict(batch.closed)).decode(),
@@ -182,7 +183,7 @@ class SqliteStore:
         raise StoreBroken(self._broken) from error
 
     def head(self) -> Head | None:
-        row = self._row("SELECT size, root, frontier, mac FROM commits ORDER BY size DESC LIMIT 1")
+        row = self._row("SELECT size, root, frontier, mac, authority FROM commits ORDER BY size DESC LIMIT 1")
         return None if row is None else Head(*row)
 
     def entries(self, start: int, end: int) -> list[bytes]:

@@ -29,8 +29,9 @@ _BUSY_MS: Final = 5_000
 
 _COMMIT: Final = """
     CREATE TEMP VIEW append (
-        old, size, time_ms, boot, root, frontier, mac, entries, opened, closed, closings, intents, requests, tiles, tile_data
-    ) AS SELECT 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
+        old, size, time_ms, boot, root, frontier, mac, authority, entries, opened, closed, closings, intents, requests,
+        tiles, tile_data
+    ) AS SELECT 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
 
     CREATE TEMP TRIGGER append_all INSTEAD OF INSERT ON append BEGIN
         SELECT raise(ABORT, 'the head has moved')
@@ -38,8 +39,8 @@ _COMMIT: Final = """
         DELETE FROM open_intents WHERE idx IN (SELECT CAST(key AS INTEGER) FROM json_each(NEW.closed));
         SELECT raise(ABORT, 'fences are lost') WHERE changes() <> NEW.closings;
         INSERT INTO outcomes (intent, outcome) SELECT CAST(key AS INTEGER), value FROM json_each(NEW.closed);
-        INSERT INTO commits (size, time_ms, boot, root, frontier, mac, entries) VALUES
-            (NEW.size, NEW.time_ms, NEW.boot, NEW.root, NEW.frontier, NEW.mac, NEW.entries);
+        INSERT INTO commits (size, time_ms, boot, root, frontier, mac, authority, entries) VALUES
+            (NEW.size, NEW.time_ms, NEW.boot, NEW.root, NEW.frontier, NEW.mac, NEW.authority, NEW.entries);
         INSERT INTO open_intents (idx, boot) SELECT value, NEW.boot FROM json_each(NEW.opened);
         INSERT INTO requests (request_id, caller, attempt, request_hash, intent) SELECT
             substr(NEW.requests, 1 + key * 74, 16), substr(NEW.requests, 17 + key * 74, 16),
@@ -52,7 +53,7 @@ _COMMIT: Final = """
 """`changes()` counts the DELETE above it. A request's record is request_id (16), caller (16), request_hash
 (32) and the attempt in ten digits: SQL cuts out bytes and reads decimal, but no binary numbers."""
 
-INSERT: Final = "INSERT INTO append VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT: Final = "INSERT INTO append VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def open_writer(path: str, migrations: Sequence[str]) -> apsw.Connection:

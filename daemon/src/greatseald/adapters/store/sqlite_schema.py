@@ -63,6 +63,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (request_id, caller, attempt)
     ) STRICT, WITHOUT ROWID;
     """,
+    # Where the newest entry stands that gives authority; NULL in commits of before.
+    """
+    ALTER TABLE commits ADD COLUMN authority INTEGER;
+    """,
 )
 """`MIGRATIONS[n]` leads from version n to n + 1; version 0 is an empty file. Released ones never change."""
 

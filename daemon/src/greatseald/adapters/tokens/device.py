@@ -61,12 +61,12 @@ class DeviceError(Exception):
 
     @property
     def verdict(self) -> Verdict:
-        """What it means for the signature."""
+        """What it means for the signature. Abstract: each kind of device has its own table."""
         raise NotImplementedError
 
     @property
     def login(self) -> LoginVerdict:
-        """What it says of the PIN, if it was a login that failed."""
+        """What it says of the PIN, if it was a login that failed. Abstract, too."""
         raise NotImplementedError
 
 

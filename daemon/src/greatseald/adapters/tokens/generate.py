@@ -14,6 +14,7 @@ import pkcs11
 from pkcs11 import Attribute, KeyType, MechanismFlag
 from pkcs11.constants import DEFAULT
 
+from greatseald.adapters.tokens.curves import ED25519, Curve
 from greatseald.adapters.tokens.device import TokenNotFound
 from greatseald.adapters.tokens.pkcs11 import Module, Session
 from greatseald.adapters.tokens.uris import PkcsUri
@@ -64,8 +65,8 @@ def open_for_generation(path: Path, label: str, pin: bytes, so_pin: bytes) -> To
     return TokenForGeneration(module, session, module.open_writable())
 
 
-def generate_key(token: TokenForGeneration, label: str, kind: str, curve: bytes | None) -> bytes:
-    """Make one key pair and return its SubjectPublicKeyInfo (DER). `curve` is CKA_EC_PARAMS, None for RSA.
+def generate_key(token: TokenForGeneration, label: str, kind: str, curve: Curve | None) -> bytes:
+    """Make one key pair and return its SubjectPublicKeyInfo (DER). `curve` is None for RSA.
 
     Raises:
         KeyNotAsAsked: a key with this label is there, or the token made something else.
@@ -83,7 +84,7 @@ def generate_key(token: TokenForGeneration, label: str, kind: str, curve: bytes 
     return token.module.describe_key(token.session, uri).spki
 
 
-def _generate(session: Any, label: str, kind: str, curve: bytes | None, *, unused: Any) -> Any:
+def _generate(session: Any, label: str, kind: str, curve: Curve | None, *, unused: Any) -> Any:
     """Generate a key pair; `unused` is the value of attributes that allow other uses, DEFAULT to leave them out."""
     drop = dict.fromkeys((*_PRIVATE_USES, *_PUBLIC_USES, *_UNKNOWN_TO_MOST), DEFAULT)
     private = {
@@ -105,8 +106,8 @@ def _generate(session: Any, label: str, kind: str, curve: bytes | None, *, unuse
         "public_template": public,
     }
     if curve is not None:
-        family = KeyType.EC_EDWARDS if kind == "ed25519" else KeyType.EC
-        parameters = session.create_domain_parameters(family, {Attribute.EC_PARAMS: curve}, local=True)
+        family = KeyType.EC_EDWARDS if curve is ED25519 else KeyType.EC
+        parameters = session.create_domain_parameters(family, {Attribute.EC_PARAMS: curve.parameters}, local=True)
         return parameters.generate_keypair(**arguments)[1]
     return session.generate_keypair(KeyType.RSA, int(kind.removeprefix("rsa-")), **arguments)[1]
 

@@ -1,7 +1,8 @@
-"""A PKCS#11 module, its token and its keys: with `generate.py` the only place that imports python-pkcs11.
+"""A PKCS#11 module, its token, its sessions and signatures by its keys.
 
-Runs in a token host, never in the front. What differs between vendors is in `vendors.py`, what
-return values mean in `ckr.py`, the calls that python-pkcs11 cannot make in `cryptoki.py`.
+Runs in a token host, never in the front; python-pkcs11 is imported here, in `objects.py`, `public_half.py`
+and `generate.py` alone. What differs between vendors is in `vendors.py`, what return values mean in
+`ckr.py`, the calls that python-pkcs11 cannot make in `cryptoki.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import pkcs11
-from pkcs11 import Attribute, KeyType, ObjectClass, TokenFlag
+from pkcs11 import Attribute, TokenFlag
 from pkcs11._pkcs11 import lib
 
-from greatseal.algorithms import RSA_MODULUS_BITS, Algorithm
+from greatseal.algorithms import Algorithm
+from greatseal.signatures import Verifier, load_public_key
+from greatseal.verification import SignatureInvalid
 from greatseald.adapters.tokens.ckr import CKR, NO_SESSION_LEFT
 from greatseald.adapters.tokens.cryptoki import (
-    CKA_PUBLIC_KEY_INFO,
     CKM_ECDSA,
     CKM_EDDSA,
     CKM_RSA_PKCS,
@@ -43,44 +45,21 @@ from greatseald.adapters.tokens.device import (
     TokenNotFound,
 )
 from greatseald.adapters.tokens.latch import RetryCounter
-from greatseald.adapters.tokens.uris import PkcsUri, UriInvalid, parse_uri
+from greatseald.adapters.tokens.objects import MAX_LISTED, attribute, find_private_key
+from greatseald.adapters.tokens.public_half import find_public_half
+from greatseald.adapters.tokens.uris import PkcsUri
 from greatseald.adapters.tokens.vendors import (
     VendorProfile,
-    decode_ec_point,
-    decode_edwards_point,
     ecdsa_candidates,
     profile_of,
 )
 
-MAX_OBJECTS_LISTED: Final = 20
 # DigestInfo of RFC 8017 section 9.2, before the digest.
 _DIGEST_INFO: Final[dict[Algorithm, bytes]] = {
     Algorithm.RSA_PKCS1_SHA256: bytes.fromhex("3031300d060960864801650304020105000420"),
     Algorithm.RSA_PKCS1_SHA384: bytes.fromhex("3041300d060960864801650304020205000430"),
     Algorithm.RSA_PKCS1_SHA512: bytes.fromhex("3051300d060960864801650304020305000440"),
 }
-_CURVES: Final[dict[bytes, str]] = {
-    bytes.fromhex("06082a8648ce3d030107"): "P-256",
-    bytes.fromhex("06052b81040022"): "P-384",
-    bytes.fromhex("06052b81040023"): "P-521",
-    b"\x13\x0asecp256r1": "P-256",
-    b"\x13\x0aprime256v1": "P-256",
-    b"\x13\x05P-256": "P-256",
-    b"\x13\x09secp384r1": "P-384",
-    b"\x13\x05P-384": "P-384",
-    b"\x13\x09secp521r1": "P-521",
-    b"\x13\x05P-521": "P-521",
-}
-_EDWARDS_CURVES: Final = frozenset({bytes.fromhex("06032b6570"), b"\x13\x0cedwards25519", b"\x13\x07Ed25519"})
-"""CKA_EC_PARAMS of Ed25519: the OID of RFC 8410, or a printable string (PKCS#11 3.0, 2.3.10)."""
-_PARAMETERS: Final[dict[str, bytes]] = {
-    "secp256r1": bytes.fromhex("06082a8648ce3d030107"),
-    "secp384r1": bytes.fromhex("06052b81040022"),
-    "secp521r1": bytes.fromhex("06052b81040023"),
-    "ed25519": bytes.fromhex("06032b6570"),
-}
-"""CKA_EC_PARAMS by the name of a certificate's curve."""
-_COORDINATE_BYTES: Final = {"P-256": 32, "P-384": 48, "P-521": 66}
 _MECHANISMS: Final[dict[Algorithm, int]] = {
     Algorithm.ECDSA_P256_SHA256: CKM_ECDSA,
     Algorithm.ECDSA_P384_SHA384: CKM_ECDSA,
@@ -237,7 +216,7 @@ class Module:
             raise CryptokiError("C_GetSlotList", return_value(error)) from error
         fitting = [pair for pair in present if pair[1].fits(uri)]
         if len(fitting) != 1:
-            listed = "; ".join(str(description) for _, description in (fitting or present)[:MAX_OBJECTS_LISTED])
+            listed = "; ".join(str(description) for _, description in (fitting or present)[:MAX_LISTED])
             message = (
                 f"{len(fitting)} tokens of {self.path} fit {uri}: {listed}: name its serial"
                 if fitting
@@ -365,67 +344,11 @@ class Module:
 
     # -- keys -----------------------------------------------------------------------------------
 
-    def _search(self, session: Session, uri: PkcsUri) -> list[Any]:
-        """Private keys that fit a reference; labels are compared without padding where an exact search finds none."""
-        template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
-        if uri.id is not None:
-            template[Attribute.ID] = uri.id
-        if uri.object is None:
-            return list(session.opened.get_objects(template))
-        found = list(session.opened.get_objects({**template, Attribute.LABEL: uri.object}))
-        if found:
-            return found
-        found = [key for key in session.opened.get_objects(template) if _label(key) == uri.object]
-        return found or self._search_by_public_label(session, template, uri.object)
-
-    def _search_by_public_label(self, session: Session, template: dict[Attribute, Any], label: str) -> list[Any]:
-        """Private keys whose certificate or public key has the label: some modules (NSS) leave it off the private key."""
-        ids: list[bytes] = []
-        for kind in (ObjectClass.CERTIFICATE, ObjectClass.PUBLIC_KEY):
-            for item in session.opened.get_objects({Attribute.CLASS: kind, Attribute.LABEL: label}):
-                identity = _attribute(item, Attribute.ID)
-                if identity and identity not in ids:
-                    ids.append(identity)
-        return [
-            key
-            for identity in ids
-            if template.get(Attribute.ID, identity) == identity
-            for key in session.opened.get_objects({**template, Attribute.ID: identity})
-            if not _label(key)
-        ]
-
-    def _find(self, session: Session, text: str) -> Any:
+    def _find(self, session: Session, uri: str) -> Any:
         try:
-            uri = parse_uri(text)
-        except UriInvalid as error:
-            raise KeyUnusable(str(error)) from error
-        if uri.type not in (None, "private"):
-            message = f"{text} means no private key: leave `type` out, or write type=private"
-            raise KeyUnusable(message)
-        if self.description is not None and not self.description.fits(uri):
-            message = f"{text} names another token than the key's: this one is {self.description}"
-            raise KeyUnusable(message)
-        try:
-            found = self._search(session, uri)
-            if len(found) == 1:
-                return found[0]
-            raise KeyUnusable(self._candidates(session, text, found))
+            return find_private_key(session.opened, uri, self.description)
         except pkcs11.PKCS11Error as error:
             raise CryptokiError("C_FindObjects", return_value(error)) from error
-
-    def _candidates(self, session: Session, text: str, found: list[Any]) -> str:
-        if found:
-            listed = ", ".join(_describe(key) for key in found[:MAX_OBJECTS_LISTED])
-            return f"{len(found)} private keys fit {text}: {listed}: name the key's id as well (id=%01)"
-        # Class by class: without one, modules also return objects of their own classes, which python-pkcs11 cannot name.
-        present = [
-            _describe(item)
-            for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY, ObjectClass.CERTIFICATE)
-            for item in session.opened.get_objects({Attribute.CLASS: kind})
-        ]
-        listed = ", ".join(present[:MAX_OBJECTS_LISTED]) or "none"
-        more = f" and {len(present) - MAX_OBJECTS_LISTED} more" if len(present) > MAX_OBJECTS_LISTED else ""
-        return f"no private key fits {text} in token {self.description.label if self.description else ''}; objects: {listed}{more}"
 
     def key_handle(self, session: Session, uri: str) -> int:
         """The handle of the private key in this session, looked up once for each session.
@@ -448,30 +371,12 @@ class Module:
         """
         key = self._find(session, uri)
         try:
-            kind = _attribute(key, Attribute.KEY_TYPE)
-            always = _attribute(key, Attribute.ALWAYS_AUTHENTICATE)
-            parameters = None
-            if kind in {KeyType.EC, KeyType.EC_EDWARDS}:
-                parameters = self._parameters(session, key, kind)
-            if kind == KeyType.EC_EDWARDS or parameters in _EDWARDS_CURVES:  # modules older than 3.0 know CKK_EC only
-                _require_ed25519(uri, parameters)
-                spki = self._edwards_public(session, uri, key, kind)
-                description = KeyDescription("Ed25519", spki, _of_family("ed25519"), always)
-            elif kind == KeyType.EC:
-                curve = _curve(uri, parameters)
-                spki = self._ec_public(session, uri, key, curve)
-                family = curve.replace("-", "").lower()
-                description = KeyDescription(curve, spki, _of_family(family), always, _COORDINATE_BYTES[curve])
-            elif kind == KeyType.RSA:
-                description = KeyDescription("RSA", self._rsa_public(session, uri, key), _of_family("rsa"), always)
-            else:
-                message = (
-                    f"the private key of {uri} is of type {getattr(kind, 'name', kind)}: "
-                    "EC, Ed25519 and RSA keys are supported"
-                )
-                raise KeyUnusable(message)
+            half = find_public_half(self.cryptoki, session.opened, uri, key)
+            always = attribute(key, Attribute.ALWAYS_AUTHENTICATE)
         except pkcs11.PKCS11Error as error:
             raise CryptokiError("C_GetAttributeValue", return_value(error)) from error
+        fitting = tuple(algorithm for algorithm in Algorithm if algorithm.family == half.family)
+        description = KeyDescription(half.kind, half.spki, fitting, always, half.coordinate_bytes)
         description.algorithms = self._probe(session, uri, description)
         return description
 
@@ -549,93 +454,6 @@ class Module:
             listed = set()
         return [algorithm for algorithm in algorithms if _MECHANISMS[algorithm] in listed]
 
-    def _public_candidates(self, session: Session, key: Any, kind: KeyType) -> Iterator[tuple[Any, Any]]:
-        """Where the public half of a private key may be found: pairs of an object with its parts, or of None and a whole key.
-
-        The private key itself, the SubjectPublicKeyInfo stored with it, then public keys, then certificates
-        that belong to it by id or label.
-        """
-        yield key, None
-        if (stored := _load_spki(self.cryptoki.attribute(session.handle, key.handle, CKA_PUBLIC_KEY_INFO))) is not None:
-            yield None, stored
-        identity, label = _attribute(key, Attribute.ID), _attribute(key, Attribute.LABEL)
-        links: list[dict[Attribute, Any]] = []
-        if identity:
-            links.append({Attribute.ID: identity})
-        if label:
-            links.append({Attribute.LABEL: label})
-        for link in links:
-            template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.KEY_TYPE: kind, **link}
-            for found in session.opened.get_objects(template):
-                if _belongs(found, identity):
-                    yield found, None
-        for link in links:
-            for found in session.opened.get_objects({Attribute.CLASS: ObjectClass.CERTIFICATE, **link}):
-                if _belongs(found, identity) and (certified := _certificate_key(found)) is not None:
-                    yield None, certified
-
-    def _parameters(self, session: Session, key: Any, kind: KeyType) -> bytes | None:
-        """CKA_EC_PARAMS of a private key, or of its public half: some modules leave them off the private one."""
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-
-        for item, public in self._public_candidates(session, key, kind):
-            if item is not None:
-                parameters = _attribute(item, Attribute.EC_PARAMS)
-            else:
-                curve = public.curve.name if isinstance(public, ec.EllipticCurvePublicKey) else ""
-                parameters = _PARAMETERS.get("ed25519" if isinstance(public, ed25519.Ed25519PublicKey) else curve)
-            if parameters:
-                return bytes(parameters)
-        return None
-
-    def _ec_public(self, session: Session, uri: str, key: Any, curve: str) -> bytes:
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        curves: dict[str, ec.EllipticCurve] = {
-            "P-256": ec.SECP256R1(),
-            "P-384": ec.SECP384R1(),
-            "P-521": ec.SECP521R1(),
-        }
-        named = curves[curve]
-        for item, public in self._public_candidates(session, key, KeyType.EC):
-            if item is None:
-                if isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == named.name:
-                    return _spki(public)
-                continue
-            point = decode_ec_point(_attribute(item, Attribute.EC_POINT) or b"", _COORDINATE_BYTES[curve])
-            if point is None:
-                continue
-            with suppress(ValueError):  # not on the curve: the next candidate
-                return _spki(ec.EllipticCurvePublicKey.from_encoded_point(named, point))
-        raise KeyUnusable(_no_public_half(uri))
-
-    def _edwards_public(self, session: Session, uri: str, key: Any, kind: KeyType) -> bytes:
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-
-        for item, public in self._public_candidates(session, key, kind):
-            if item is None:
-                if isinstance(public, ed25519.Ed25519PublicKey):
-                    return _spki(public)
-                continue
-            point = decode_edwards_point(_attribute(item, Attribute.EC_POINT) or b"")
-            if point is not None:
-                return _spki(ed25519.Ed25519PublicKey.from_public_bytes(point))
-        raise KeyUnusable(_no_public_half(uri))
-
-    def _rsa_public(self, session: Session, uri: str, key: Any) -> bytes:
-        from cryptography.hazmat.primitives.asymmetric import rsa
-
-        for item, public in self._public_candidates(session, key, KeyType.RSA):
-            found = public if item is None else _rsa_of_parts(item)
-            if not isinstance(found, rsa.RSAPublicKey):
-                continue
-            smallest, largest = RSA_MODULUS_BITS
-            if not smallest <= found.key_size <= largest:
-                message = f"the RSA key of {uri} has {found.key_size} bits: {smallest} to {largest} are supported"
-                raise KeyUnusable(message)
-            return _spki(found)
-        raise KeyUnusable(_no_public_half(uri))
-
     def begin(self, session: Session, uri: str, algorithm: Algorithm) -> None:
         """C_SignInit for one signature.
 
@@ -679,121 +497,10 @@ class Module:
 _PREPARED: Final = {algorithm: mechanism(kind, algorithm.hash_name) for algorithm, kind in _MECHANISMS.items()}
 
 
-def _of_family(family: str) -> tuple[Algorithm, ...]:
-    return tuple(algorithm for algorithm in Algorithm if algorithm.family == family)
-
-
-def _attribute(item: Any, attribute: Attribute) -> Any:
-    """An attribute's value, None where the module has none: missing means unknown, not false."""
-    try:
-        return item[attribute]
-    except (
-        pkcs11.AttributeTypeInvalid,
-        pkcs11.AttributeSensitive,
-        pkcs11.AttributeValueInvalid,
-        pkcs11.FunctionFailed,
-    ):
-        return None
-    except (NotImplementedError, UnicodeDecodeError, ValueError):  # python-pkcs11 cannot unpack what the module gave
-        return None
-
-
-def _belongs(item: Any, identity: bytes | None) -> bool:
-    """Whether an object can be of the private key with this id; a label alone joins only objects without one."""
-    other = _attribute(item, Attribute.ID)
-    return not identity or not other or other == identity
-
-
-def _label(item: Any) -> str:
-    return str(_attribute(item, Attribute.LABEL) or "").strip(" \0")
-
-
-def _describe(item: Any) -> str:
-    identity = _attribute(item, Attribute.ID) or b""
-    kind = _attribute(item, Attribute.CLASS)
-    return f"{_label(item)!r} (id={identity.hex() or 'none'}, {getattr(kind, 'name', str(kind)).lower()})"
-
-
-def _curve(uri: str, parameters: bytes | None) -> str:
-    curve = _CURVES.get(parameters or b"")
-    if curve is None:
-        shown = parameters.hex() if parameters else "unknown"
-        message = (
-            f"the EC key of {uri} is on a curve with CKA_EC_PARAMS {shown[:64]}: P-256, P-384 and P-521 are supported"
-        )
-        raise KeyUnusable(message)
-    return curve
-
-
-def _require_ed25519(uri: str, parameters: bytes | None) -> None:
-    if parameters not in _EDWARDS_CURVES:
-        shown = parameters.hex() if parameters else "unknown"
-        message = f"the Edwards key of {uri} is on a curve with CKA_EC_PARAMS {shown[:64]}: Ed25519 is supported"
-        raise KeyUnusable(message)
-
-
-def _certificate_key(item: Any) -> Any:
-    """The public key in a certificate object; None where there is none, or one that nobody here can read."""
-    from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-
-    value = _attribute(item, Attribute.VALUE)
-    try:
-        return x509.load_der_x509_certificate(value).public_key() if value else None
-    except (ValueError, UnsupportedAlgorithm):
-        return None
-
-
-def _load_spki(value: bytes) -> Any:
-    """The public key in a SubjectPublicKeyInfo (DER); None where there is none, or one that nobody here can read."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_der_public_key
-
-    try:
-        return load_der_public_key(value) if value else None
-    except (ValueError, UnsupportedAlgorithm):
-        return None
-
-
-def _rsa_of_parts(item: Any) -> Any:
-    """The public key of an object's modulus and exponent, None where they are missing or none."""
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
-    modulus, exponent = _attribute(item, Attribute.MODULUS), _attribute(item, Attribute.PUBLIC_EXPONENT)
-    if not modulus or not exponent:
-        return None
-    try:
-        return rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big")).public_key()
-    except ValueError:
-        return None
-
-
-def _spki(public: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    encoded: bytes = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return encoded
-
-
 def _verifies(spki: bytes, algorithm: Algorithm, digest: bytes, der: bytes) -> bool:
-    """Whether this is the ECDSA signature of the digest: which reading of a signature without leading zeroes is right."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
-    from cryptography.hazmat.primitives.serialization import load_der_public_key
-
-    public = load_der_public_key(spki)
-    assert isinstance(public, ec.EllipticCurvePublicKey)  # noqa: S101 - `describe_key` made it
-    kind = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}[algorithm.hash_name]
+    """Whether this is the signature of the digest: which reading of one without leading zeroes is right."""
     try:
-        public.verify(der, digest, ec.ECDSA(utils.Prehashed(kind)))
-    except InvalidSignature:
+        Verifier(load_public_key(spki), algorithm).verify(digest, der)
+    except SignatureInvalid:
         return False
     return True
-
-
-def _no_public_half(uri: str) -> str:
-    return (
-        f"no public key belongs to the private key of {uri}: the token has neither a public key object nor a certificate "
-        "with its id or label that fits, and stores none with the key; store one of them with the vendor's tool"
-    )

@@ -23,9 +23,11 @@ from typing import Any, Final
 import msgspec
 
 from greatseald.adapters.durable import write_durably
+from greatseald.adapters.tokens.curves import ED25519, P256, P384, P521
 from greatseald.adapters.tokens.launch import host_environment
 
 KEY_KINDS: Final = ("ec-p256", "ec-p384", "ec-p521", "rsa-2048", "rsa-3072", "rsa-4096", "ed25519")
+_CURVES: Final = {"ec-p256": P256, "ec-p384": P384, "ec-p521": P521, "ed25519": ED25519}
 SOFTHSM_MODULES: Final = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -33,12 +35,6 @@ SOFTHSM_MODULES: Final = (
     "/usr/lib64/pkcs11/libsofthsm2.so",
 )
 _CHILD_SECONDS: Final = 120.0
-_CURVE_PARAMETERS: Final = {
-    "ec-p256": bytes.fromhex("06082a8648ce3d030107"),
-    "ec-p384": bytes.fromhex("06052b81040022"),
-    "ec-p521": bytes.fromhex("06052b81040023"),
-    "ed25519": bytes.fromhex("06032b6570"),
-}
 
 
 class ProvisioningFailed(Exception):
@@ -167,7 +163,7 @@ def _carry_out(order: _Order) -> dict[str, bytes]:
 
     pin = Path(order.pin_file).read_bytes().removesuffix(b"\n")
     session: Any = open_for_generation(Path(order.module), order.token_label, pin, secrets.token_hex(16).encode())
-    return {label: generate_key(session, label, kind, _CURVE_PARAMETERS.get(kind)) for label, kind in order.keys}
+    return {label: generate_key(session, label, kind, _CURVES.get(kind)) for label, kind in order.keys}
 
 
 if __name__ == "__main__":
