@@ -35,6 +35,7 @@ from greatseald.app.admission import Admission
 from greatseald.app.audit import AuditLog
 from greatseald.app.keys import KeyRing
 from greatseald.app.outbox import Outbox
+from greatseald.app.placement import Placement
 from greatseald.app.recovery import advance_anchor, check_anchor, close_dead_intents, open_tree
 from greatseald.app.sign import Signing
 from greatseald.app.tokens import TokenControl
@@ -203,6 +204,7 @@ def build_core(settings: Settings, log: AuditLog, metrics: PrometheusMetrics, to
         verifiers=verifiers,
         metrics=metrics,
         max_waiting_items=settings.server.max_waiting_items,
+        placement=Placement(keys),
     )
     return Core(access, keys, tokens, control, signing, verifiers)
 

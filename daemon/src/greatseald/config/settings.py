@@ -336,17 +336,41 @@ class YubiKeyTable(HostedTable):
         )
 
 
-class KeyTable(Table):
-    """One `[[keys]]`: a named key and the object in a token behind it."""
+class HolderTable(Table):
+    """One `[[keys.holders]]`: a token that holds the key pair, and the object in it."""
 
-    name: Name
     token: Name
     uri: Annotated[str, AfterValidator(_object_uri)]
+
+
+class KeyTable(Table):
+    """One `[[keys]]`: a named key and the object behind it, in one token or, the same pair, in several."""
+
+    name: Name
+    token: Annotated[str, AfterValidator(lambda text: _name(text) if text else text)] = ""
+    uri: Annotated[str, AfterValidator(lambda text: _object_uri(text) if text else text)] = ""
+    holders: Annotated[tuple[HolderTable, ...], Field(strict=False, max_length=64)] = ()
     algorithms: Annotated[
         tuple[Annotated[Algorithm, Field(strict=False)], ...], Field(strict=False, min_length=1, max_length=16)
     ]
     certificate_chain: FilePath | None = None
     predicate_types: Names = ()
+    spread_versions: bool = False
+
+    @model_validator(mode="after")
+    def _is_held(self) -> Self:
+        if self.holders and (self.token or self.uri):
+            raise ValueError("has token or uri beside [[keys.holders]]: write every token as a holder")
+        if not self.holders and not (self.token and self.uri):
+            raise ValueError("names no token and object: add token and uri, or a [[keys.holders]] table for each token")
+        return self
+
+    @property
+    def held(self) -> tuple[Holder, ...]:
+        """Every token with its object."""
+        if self.holders:
+            return tuple(Holder(each.token, each.uri) for each in self.holders)
+        return (Holder(self.token, self.uri),)
 
 
 class AllowTable(Table):
@@ -440,10 +464,11 @@ class Settings(Table):
         return tuple(
             KeySettings(
                 name=key.name,
-                holders=(Holder(key.token, key.uri),),
+                holders=key.held,
                 algorithms=key.algorithms,
                 predicate_types=key.predicate_types,
                 certificate_chain=self.chains.get(key.name, ()),
+                spread_versions=key.spread_versions,
             )
             for key in self.keys
         )

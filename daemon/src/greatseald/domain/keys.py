@@ -32,7 +32,8 @@ class KeySettings:
 
     `holders` are the tokens that hold one and the same key pair; `algorithms` has at least one, the
     first being the default; `predicate_types` narrows the in-toto predicates it signs, and empty
-    means any; `certificate_chain` holds DER certificates, leaf first.
+    means any; `certificate_chain` holds DER certificates, leaf first; `spread_versions` says that its
+    ENABLED versions share the work, rather than stand by for the primary.
     """
 
     name: str
@@ -40,6 +41,7 @@ class KeySettings:
     algorithms: tuple[Algorithm, ...]
     predicate_types: tuple[str, ...] = ()
     certificate_chain: tuple[bytes, ...] = ()
+    spread_versions: bool = False
 
     @property
     def resource_name(self) -> str:

@@ -11,7 +11,7 @@ that was, so that it is tried.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class Lane:
     seconds: float
     late: float = 0.0
     limit: int | None = None
+
+    def unlimited(self) -> Lane:
+        """The same without its limit."""
+        return replace(self, limit=None)
 
 
 def spread(count: int, lanes: Sequence[Lane]) -> list[int]:
