@@ -19,6 +19,7 @@ TABLES = {
     "[server]": settings.ServerSettings,
     "[store]": settings.StoreSettings,
     "[log]": settings.LogSettings,
+    "[log.tiles]": settings.TilesSettings,
     "[[tokens]]": settings.TokenTable,
     '[[tokens]] type = "yubikey-piv"': settings.YubiKeyTable,
     "[[keys]]": settings.KeyTable,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -32,20 +31,6 @@ pytestmark = [pytest.mark.go, pytest.mark.skipif(shutil.which("go") is None, rea
 
 Check = Callable[..., "subprocess.CompletedProcess[str]"]
 SIZES = (1, 2, 3, 255, 256, 257, 300, 513)
-
-
-@pytest.fixture(scope="session")
-def logcheck(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("logcheck") / "logcheck"
-    # The toolchain that is there, not one that it would download; build cache and proxy as the machine has them.
-    subprocess.run(
-        ["go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o", built, "."],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"GOTOOLCHAIN": "local", "GOFLAGS": "", "CGO_ENABLED": "0"},
-        check=True,
-        timeout=170,
-    )
-    return built
 
 
 @pytest.fixture

@@ -9,28 +9,23 @@ written last: what a reader finds under it is there. An export that was cut off 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from greatseal import tlog
 from greatseal.checkpoint import HASH_BYTES, Checkpoint, open_checkpoint
 from greatseal.errors import VerificationFailed
-from greatseal.files import write_whole
 from greatseal.logcheck import LogCheck, Problem, find_repeated_nonce
 from greatseal.logtail import LogTail
 from greatseal.note import MAX_NOTE_BYTES, VerifierKey
-from greatseal.tiles import MAX_BUNDLE_BYTES, TILE_BYTES, WIDTH, Tile, TileTree, pack, tile_path, unpack
+from greatseal.tilefiles import TileFiles
+from greatseal.tiles import MAX_BUNDLE_BYTES, TILE_BYTES, WIDTH, Tile, TileTree, tile_path, unpack
+from greatseal.tilewriter import CHECKPOINT, TileWriter
 
 if TYPE_CHECKING:
     from greatseal.client import Client
     from greatseal.logsignatures import SignatureCheck
-
-_CHECKPOINT: Final = "checkpoint"
-_PROGRESS: Final = ".greatseal-export"
-_MAX_DIGITS: Final = 19
 
 Report = Callable[[int, int], None]
 
@@ -50,6 +45,7 @@ class LogDirectory:
     def __init__(self, path: Path, key: VerifierKey) -> None:
         self.path = path
         self._key = key
+        self._files = TileFiles(path)
 
     def checkpoint(self) -> Checkpoint:
         """Return the directory's checkpoint, verified.
@@ -58,54 +54,38 @@ class LogDirectory:
             VerificationFailed: it is malformed, or the log's key did not sign it.
             OSError: it cannot be read.
         """
-        return open_checkpoint(self._read(_CHECKPOINT, MAX_NOTE_BYTES), self._key)
+        return open_checkpoint(self._files.read(CHECKPOINT, MAX_NOTE_BYTES), self._key)
 
     def export(self, client: Client, report: Report = _quiet) -> tuple[int, int]:
         """Bring the directory up to the newest checkpoint; return the sizes before and after, in entries.
 
         Raises:
             VerificationFailed: what the daemon gives, or what the directory holds, is not this log.
+            DirectoryBusy: another process writes to it.
             DaemonError: the log cannot be read now; what is written stays, and the next export goes on there.
             OSError: a file cannot be written.
         """
-        before = self.checkpoint() if (self.path / _CHECKPOINT).exists() else None
-        old = before.size if before is not None else 0
-        newest = client.audit.checkpoint()
-        if not newest.verified or newest.size < old:
-            message = f"the log's checkpoint (size {newest.size}) is not signed, or older than the directory's ({old})"
-            raise VerificationFailed(message)
-        if before is not None:
-            hashes = client.audit.consistency(old, newest.size).hashes if 0 < old < newest.size else ()
-            tlog.verify_consistency(old, newest.size, hashes, before.root, newest.root)
-        (self.path / "tile").mkdir(parents=True, exist_ok=True)
-        start = max(self._progress(newest.size), old // WIDTH * WIDTH)
-        tree = self._load(start)
-        log = LogTail(client, start)
-        bundle: list[bytes] = []
-        for page in log.step():
-            for entry in page.entries:
-                bundle.append(entry.data)
-                for tile in tree.append(tlog.leaf_hash(entry.data)):
-                    self._write(tile.path(), tile.data)
-                if len(bundle) == WIDTH:
-                    self._write(tile_path("entries", (tree.size - 1) // WIDTH), pack(bundle))
-                    bundle = []
-            self._write(_PROGRESS, str(tree.size // WIDTH * WIDTH).encode())
-            report(tree.size, page.log_size)
-        head = log.checkpoint
-        if head is None or tree.size != head.size or tree.root() != head.root:
-            (self.path / _PROGRESS).unlink(missing_ok=True)
-            message = f"the tiles in {self.path} do not lead to the log's checkpoint: files in it were changed; export to an empty directory"
-            raise VerificationFailed(message)
-        for tile in tree.partial():
-            if tile.data:
-                self._write(tile.path(), tile.data)
-        if bundle:
-            self._write(tile_path("entries", tree.size // WIDTH, len(bundle)), pack(bundle))
-        os.sync()
-        write_whole(self.path / _CHECKPOINT, head.note.encode())
-        self._drop_partials(old)
-        (self.path / _PROGRESS).unlink(missing_ok=True)
+        with TileWriter(self.path, self._key) as writer:
+            before, old = writer.before, writer.covered
+            newest = client.audit.checkpoint()
+            if not newest.verified or newest.size < old:
+                message = (
+                    f"the log's checkpoint (size {newest.size}) is not signed, or older than the directory's ({old})"
+                )
+                raise VerificationFailed(message)
+            if before is not None:
+                hashes = client.audit.consistency(old, newest.size).hashes if 0 < old < newest.size else ()
+                tlog.verify_consistency(old, newest.size, hashes, before.root, newest.root)
+            writer.begin(newest.size)
+            log = LogTail(client, writer.size)
+            for page in log.step():
+                writer.add(entry.data for entry in page.entries)
+                report(writer.size, page.log_size)
+            head = log.checkpoint
+            if head is None or writer.size != head.size:
+                message = f"the log's entries end at {writer.size}, and its checkpoint covers more"
+                raise VerificationFailed(message)
+            writer.finish(head.root, head.note)
         return old, head.size
 
     def verify(
@@ -180,79 +160,16 @@ class LogDirectory:
             width = min(WIDTH, size - first)
             path = tile_path("entries", first // WIDTH, width)
             what = f"the log is bad from entry {first} on: {path}"
-            yield from enumerate(unpack(self._read(path, MAX_BUNDLE_BYTES), width, what), first)
+            yield from enumerate(unpack(self._files.read(path, MAX_BUNDLE_BYTES), width, what), first)
 
     def _difference(self, tile: Tile) -> Problem | None:
         """The first entry under a computed tile that the stored one does not cover."""
         if not tile.data:
             return None
-        stored = self._read(tile.path(), TILE_BYTES)
+        stored = self._files.read(tile.path(), TILE_BYTES)
         if stored == tile.data:
             return None
         places = range(0, len(tile.data), HASH_BYTES)
         at = next((at for at in places if stored[at : at + HASH_BYTES] != tile.data[at : at + HASH_BYTES]), 0)
         index = (tile.number * WIDTH + at // HASH_BYTES) << 8 * tile.level
         return Problem(index, f"does not lead to the hash that stands in {tile.path()}")
-
-    def _load(self, size: int) -> TileTree:
-        """The tree of the first `size` entries, a multiple of 256, from the full tiles that hold its right edge."""
-        tiles = []
-        for level in range(9):
-            count = size >> 8 * level
-            width = count % WIDTH
-            number = count // WIDTH
-            data = b"".join(self._edge(level, number, width)) if width else b""
-            tiles.append(Tile(level, number, data))
-        return TileTree.from_tiles(tiles)
-
-    def _edge(self, level: int, number: int, width: int) -> list[bytes]:
-        """The first hashes of a tile that may not be full yet, from the full tiles below it."""
-        path = tile_path(str(level), number)
-        if (self.path / path).exists():
-            data = self._read(path, TILE_BYTES)
-            return [data[at : at + HASH_BYTES] for at in range(0, width * HASH_BYTES, HASH_BYTES)]
-        found = []
-        for below in range(number * WIDTH, number * WIDTH + width):
-            tree = TileTree()
-            for leaf in self._edge(level - 1, below, WIDTH):
-                list(tree.append(leaf))
-            found.append(tree.root())
-        return found
-
-    def _drop_partials(self, size: int) -> None:
-        """Remove the partial tiles of an earlier size where the full tile stands there now."""
-        for level in ("entries", *map(str, range(9))):
-            count = size >> (0 if level == "entries" else 8 * int(level))
-            full = self.path / tile_path(level, count // WIDTH)
-            if full.exists():
-                shutil.rmtree(full.with_name(full.name + ".p"), ignore_errors=True)
-
-    def _progress(self, size: int) -> int:
-        try:
-            text = self._read(_PROGRESS, _MAX_DIGITS).decode("ascii", "replace")
-        except OSError:
-            return 0
-        done = int(text) if text.isascii() and text.isdigit() else 0
-        return done if done % WIDTH == 0 and done <= size else 0
-
-    def _read(self, name: str, limit: int) -> bytes:
-        path = self.path / name
-        try:
-            with path.open("rb") as file:
-                data = file.read(limit + 1)
-        except FileNotFoundError:
-            if not name.startswith("tile/"):
-                raise
-            message = f"{path} is missing: the directory holds less than its checkpoint covers"
-            raise VerificationFailed(message) from None
-        if len(data) > limit:
-            message = f"{path} is over {limit} bytes, more than any file of its kind"
-            raise VerificationFailed(message)
-        return data
-
-    def _write(self, name: str, data: bytes) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(data)
-        part.replace(path)

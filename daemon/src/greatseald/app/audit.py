@@ -213,7 +213,7 @@ class AuditLog:
         if not 0 <= index < self.size:
             message = f"the log has {self.size} entries, and none with index {index}"
             raise EntryNotFound(message)
-        return self._stored(index, index + 1)[0]
+        return self.read(index, index + 1)[0]
 
     async def entries(self, start: int, end: int) -> list[bytes]:
         """Return the exact bytes of committed entries `start` to `end` (excluded), clipped to the log.
@@ -221,9 +221,21 @@ class AuditLog:
         Raises:
             LogUnavailable: they cannot be read, or some are missing.
         """
-        return await asyncio.to_thread(self._stored, max(start, 0), min(end, self.size))
+        return await asyncio.to_thread(self.read, max(start, 0), min(end, self.size))
 
-    def _stored(self, start: int, end: int) -> list[bytes]:
+    def root(self, size: int) -> bytes:
+        """Return the root of the first `size` entries (32 bytes). Reads the store: not for the event loop.
+
+        Raises:
+            LogUnavailable: it cannot be read.
+        """
+        try:
+            return self._tree.prover(size).root()
+        except (StoreError, TreeDisagrees) as error:
+            raise _unreadable(error) from error
+
+    def read(self, start: int, end: int) -> list[bytes]:
+        """As `entries`, of indexes within the log. Reads the store: not for the event loop."""
         try:
             found = self._store.entries(start, end)
         except StoreError as error:

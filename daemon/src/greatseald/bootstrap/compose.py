@@ -36,10 +36,12 @@ from greatseald.app.audit import AuditLog
 from greatseald.app.keys import KeyRing
 from greatseald.app.outbox import Outbox
 from greatseald.app.placement import Placement
+from greatseald.app.publishing import check_published
 from greatseald.app.recovery import advance_anchor, check_anchor, close_dead_intents, open_tree
 from greatseald.app.sign import Signing
 from greatseald.app.tokens import TokenControl
 from greatseald.app.writer import LogWriter
+from greatseald.bootstrap.tiles import tile_directory
 from greatseald.config import FileProblem, Settings, load, read_head_mac_key, read_log_key, read_store_password
 from greatseald.domain.heads import HeadSeal
 from greatseald.ports.store import Store
@@ -147,6 +149,8 @@ def open_log(settings: Settings, metrics: PrometheusMetrics, on_broken: Callable
             tree = open_tree(store, seal)
             size_before, root_before = tree.size, tree.root()
             anchored = check_anchor(tree, anchor)
+            if (place := tile_directory(table)) is not None:
+                check_published(tree, place)
             recovered = close_dead_intents(
                 store, tree, seal, boot=boot.bytes, instance=str(boot), origin=table.origin, clock=time.time
             )

@@ -30,6 +30,7 @@ from greatseald.bootstrap import compose
 from greatseald.bootstrap.gauges import watch_state
 from greatseald.bootstrap.process import die, forbid_core_dumps
 from greatseald.bootstrap.reload import Reloader
+from greatseald.bootstrap.tiles import Tiles
 from greatseald.bootstrap.tokens import TokenWatch
 from greatseald.config import FileProblem, Settings, split_endpoint
 from greatseald.domain.errors import ArgumentInvalid, GreatsealError
@@ -84,7 +85,8 @@ class _Daemon:
         self.stopping = asyncio.Event()
         self.stop_reason = ""
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.outboxes: list[asyncio.Task[Any]] = []
+        self.tailers: list[asyncio.Task[Any]] = []
+        self.tiles: Tiles | None = None
         self.following: asyncio.Task[Any] | None = None
         self.why_not_serving = "starting"
 
@@ -112,10 +114,13 @@ class _Daemon:
         reloader = Reloader(settings, self.environment, core, certificates, log, self.metrics)
         admin = AdminServer(settings.server.admin_socket, AdminService(_Operations(opened, reloader, core)).handlers())
         status = self._status_server()
+        self.tiles = Tiles.build(settings, log, core.access, self.metrics.state)
         try:
             address = server.bind()
             if status is not None:
                 _log.info("metrics_listening", address=await self._start_status(status))
+            if self.tiles is not None:
+                await self._start_tiles(self.tiles)
         except CannotListenError as error:
             opened.close()
             raise StartRefused(5, str(error)) from error
@@ -129,7 +134,9 @@ class _Daemon:
         except CannotListenError as error:
             die(f"cannot start: {error}", exit_code=5)
         self._spawn(keep_house(core.access, log, request_retention_days=settings.log.request_retention_days))
-        self.outboxes = [self._spawn(outbox.run()) for outbox in outboxes]
+        self.tailers = [self._spawn(outbox.run()) for outbox in outboxes]
+        if self.tiles is not None:
+            self.tailers.append(self._spawn(self.tiles.publishing.run()))
         if not self.stopping.is_set():
             self._check_health(opened)
             self._spawn(self._watch_health(opened))
@@ -146,6 +153,8 @@ class _Daemon:
         await admin.stop()
         if status is not None:
             await status.stop()
+        if self.tiles is not None:
+            await self.tiles.stop()
         self._remove_addresses()
         return 0
 
@@ -193,7 +202,7 @@ class _Daemon:
         service_manager.notify("READY=1", f"STATUS=listening on {address}")
 
     def _remove_addresses(self) -> None:
-        for name in ("address", "metrics_address"):
+        for name in ("address", "metrics_address", "tiles_address"):
             (self.settings.server.run_dir / name).unlink(missing_ok=True)
 
     @property
@@ -219,6 +228,14 @@ class _Daemon:
             raise CannotListenError(message) from error
         _write_atomically(self.settings.server.run_dir / "metrics_address", address + "\n")
         return address
+
+    async def _start_tiles(self, tiles: Tiles) -> None:
+        try:
+            address = await tiles.listen()
+        except OSError as error:
+            raise CannotListenError(f"cannot listen for [log.tiles]: {error.strerror}") from error
+        if address:
+            _write_atomically(self.settings.server.run_dir / "tiles_address", address + "\n")
 
     # ------------------------------------------------------------------------------ while it runs
 
@@ -323,9 +340,9 @@ class _Daemon:
             await opened.log.checkpoint()  # so that the anchor knows of the last entry: a log cut there is refused
         except GreatsealError as error:
             _log.error("stop_not_recorded", why=error.message)
-        for outbox in self.outboxes:
-            outbox.cancel()  # what it has not delivered, the next start delivers
-        await asyncio.gather(*self.outboxes, return_exceptions=True)
+        for tailer in self.tailers:
+            tailer.cancel()  # what it has not delivered, the next start delivers
+        await asyncio.gather(*self.tailers, return_exceptions=True)
         if self.following is not None:
             self.following.cancel()  # it reads the store, which is about to close
         await asyncio.to_thread(opened.log.stop)

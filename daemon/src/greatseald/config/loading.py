@@ -224,6 +224,15 @@ def _model_of(table: str, row: Any) -> type[Table]:
     return _MANY[table]
 
 
+def _model_at(model: type[Table], place: Place) -> type[Table]:
+    """The model of the table that a place within `model` lies in: of a table within a table its own."""
+    for part in place[:-1]:
+        field = model.model_fields.get(str(part))
+        kinds = get_args(field.annotation) if field is not None else ()
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), model)
+    return model
+
+
 _TYPES: Final = {
     "string_type": "a string",
     "int_type": "a whole number",
@@ -253,7 +262,8 @@ def _explain(detail: Any, model: type[Table]) -> tuple[str, str]:
     if kind == "missing":
         message = "is required"
     elif kind == "extra_forbidden":
-        message, hint = "is not a known key", did_you_mean(str(detail["loc"][-1]), model.model_fields)
+        inner = _model_at(model, detail["loc"])
+        message, hint = "is not a known key", did_you_mean(str(detail["loc"][-1]), inner.model_fields)
     elif kind in _TYPES:
         message = f"must be {_TYPES[kind]}, and is {_TOML_NAMES.get(type(value), type(value).__name__)}"
     elif kind == "enum":

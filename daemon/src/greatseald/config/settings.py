@@ -61,6 +61,10 @@ def _endpoint(text: str) -> str:
     return text
 
 
+def _optional_endpoint(text: str) -> str:
+    return _endpoint(text) if text else text
+
+
 def _loopback_endpoint(text: str) -> str:
     if text and not is_loopback(split_endpoint(text)[0]):
         raise ValueError("must be on loopback, such as 127.0.0.1:9464: metrics and health carry no authentication")
@@ -230,6 +234,23 @@ class StoreSettings(Table):
         return self
 
 
+class TilesSettings(Table):
+    """`[log.tiles]`: where the log is published as C2SP tiles, and who may fetch them."""
+
+    directory: FilePath
+    interval: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0
+    listen: Annotated[str, AfterValidator(_optional_endpoint)] = ""
+    tls: bool = False
+
+    @model_validator(mode="after")
+    def _safe_to_serve(self) -> Self:
+        if self.tls and not self.listen:
+            raise ValueError("has tls and no listen: nothing is served")
+        if self.listen and not self.tls and not is_loopback(split_endpoint(self.listen)[0]):
+            raise ValueError("listens beyond loopback without tls = true: entries name who had what signed")
+        return self
+
+
 class LogSettings(Table):
     """`[log]`: the transparency log's name, keys and anchor."""
 
@@ -239,6 +260,7 @@ class LogSettings(Table):
     head_mac_key_file: FilePath
     reserve_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 256 * MIB
     request_retention_days: Annotated[int, Field(ge=1, le=36_500)] = 30
+    tiles: TilesSettings | None = None
 
     @property
     def halted_keys(self) -> Path:
