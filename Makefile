@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
-.PHONY: help setup demo test check format bench bench-quick soak fuzz fronts proto lock clean
+.PHONY: help setup demo test check format bench bench-quick soak fuzz fronts cycles proto lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ fuzz: setup ## fuzz every parser of foreign bytes for FUZZ_SECONDS in sum (180),
 
 fronts: setup ## three daemons on one PostgreSQL, killed and restarted at random for ten minutes
 	@GREATSEAL_FRONTS_SECONDS=$${GREATSEAL_FRONTS_SECONDS:-600} $(PYTHON) -m pytest -s tests/faults/test_fronts_killed.py $(PYTEST_ARGS)
+
+cycles: setup ## pull YubiKeys of a pool and kill their hosts under load, CYCLES times (1,000); a quarter of an hour
+	@GREATSEAL_CYCLES=$${CYCLES:-1000} $(PYTHON) -m pytest -s tests/yubikey/test_pool_cycles.py $(PYTEST_ARGS)
 
 proto: setup ## generate clients/python/src/greatseal/v1 from protos/
 	@$(PYTHON) scripts/generate_stubs.py

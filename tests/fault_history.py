@@ -214,7 +214,7 @@ class Auditor:
         signed = [call for shim in shims for call in shim.signatures()]
         made = {call.signature for call in signed}
         for intent, outcome in self.outcomes.items():
-            if outcome["res"] == "signed":
+            if shims and outcome["res"] == "signed":
                 r, s = decode_dss_signature(base64.b64decode(outcome["sig"]))
                 assert r.to_bytes(32, "big") + s.to_bytes(32, "big") in made, (
                     f"the token never made outcome of {intent}"

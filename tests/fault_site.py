@@ -2,7 +2,7 @@
 
 `FaultSite` is a `Deployment` with the token `soft` (keys `release` and `scratch`) behind the shim
 `site.soft`, and with a second token `other` (key `steady`) behind `site.other` if asked for: two
-hosts that fail independently. `site.wire()` is raw stubs over mTLS, so that nothing of the client
+hosts that fail independently, and that both hold the key `pool`. `site.wire()` is raw stubs over mTLS, so that nothing of the client
 library (retries, above all) stands between a test and the daemon.
 """
 
@@ -198,12 +198,15 @@ class FaultSite:
                 f'operation_timeout = {operation_timeout}\nlockout = "none"\n\n'
                 f'[[keys]]\nname = "steady"\ntoken = "other"\nuri = "pkcs11:object=scratch"\n'
                 f'algorithms = ["ecdsa-p256-sha256"]\n\n'
-                f'[[allow]]\nclient = "{PIPELINE}"\nactions = ["signBlind", "readKeys"]\nkeys = ["steady"]\n'
+                f'[[keys]]\nname = "pool"\nalgorithms = ["ecdsa-p256-sha256"]\n'
+                f'[[keys.holders]]\ntoken = "soft"\nuri = "pkcs11:object=scratch"\n'
+                f'[[keys.holders]]\ntoken = "other"\nuri = "pkcs11:object=scratch"\n\n'
+                f'[[allow]]\nclient = "{PIPELINE}"\nactions = ["signBlind", "readKeys"]\nkeys = ["steady", "pool"]\n'
             )
         self.notes = NoteVerifier(self.deployment.log_vkey.read_text())
         scratch = load_pem_public_key((self.directory / "keys" / "scratch.pem").read_bytes())
         release = load_pem_public_key((self.directory / "keys" / "release.pem").read_bytes())
-        self.public = {"scratch": scratch, "steady": scratch, "release": release}
+        self.public = {"scratch": scratch, "steady": scratch, "pool": scratch, "release": release}
         pki = self.directory / "pki"
         self.credentials = grpc.ssl_channel_credentials(
             (pki / "ca.pem").read_bytes(), (pki / "pipeline.key").read_bytes(), (pki / "pipeline.pem").read_bytes()

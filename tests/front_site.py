@@ -82,8 +82,13 @@ class Ca:
 
 def pipeline(deployment: Deployment) -> tuple[bytes, bytes]:
     """The certificate and key that `init` made for `pipeline`."""
+    return identity_of(deployment, "pipeline")
+
+
+def identity_of(deployment: Deployment, client: str) -> tuple[bytes, bytes]:
+    """The certificate and key that `init` or `client add` made for this client."""
     pki = deployment.directory / "pki"
-    return (pki / "pipeline.pem").read_bytes(), (pki / "pipeline.key").read_bytes()
+    return (pki / f"{client}.pem").read_bytes(), (pki / f"{client}.key").read_bytes()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from typing import Any
 import model_speed
 from bench_site import BenchKey, Site
 from log_scale import LARGE, QUICK, log_scale
+from pool import pool
 from report import Machine, page
 from result import Result, aim_text, is_met
 from rich.console import Console
@@ -148,6 +149,11 @@ class Bench:
         with tempfile.TemporaryDirectory(prefix="greatseal-bench-") as directory:
             return slow_neighbour(Path(directory), self._rounds, samples)
 
+    def pool(self) -> Result:
+        """Ten YubiKeys that hold one key, against one of them."""
+        with tempfile.TemporaryDirectory(prefix="greatseal-bench-") as directory:
+            return pool(Path(directory), self._rounds, self._seconds)
+
     def audit_append(self) -> Result:
         """Records of 64 waiting callers through the log, against a bare loop of tree, note, commit and sync."""
         against = "bare loop: same rows, statements, tree, notes and anchor writes, in groups as large, nobody waiting"
@@ -231,6 +237,7 @@ def measures(bench: Bench, site: Site) -> dict[str, Callable[[], Result]]:
         "unary-32": bench.unary_32,
         "unary-idle": bench.unary_idle,
         "slow-neighbour": bench.slow_neighbour,
+        "pool": bench.pool,
         "audit-append": bench.audit_append,
         "model-1gib": bench.model_1gib,
         "model-10k": bench.model_10k,
@@ -250,6 +257,7 @@ NAMES = (
     "unary-32",
     "unary-idle",
     "slow-neighbour",
+    "pool",
     "audit-append",
     *model_speed.NAMES,
     "log-verify",

@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -224,6 +225,9 @@ class Rig:
                 reader.eject()
             elif what == "generate":
                 return {"spki": card.generate(**command).hex()}  # type: ignore[arg-type]
+            elif what == "share":  # a key that was made elsewhere and imported into several devices
+                for serial in command["serials"]:  # type: ignore[attr-defined]
+                    self.readers[str(serial)].card.keys[command["slot"]] = replace(card.keys[command["slot"]])  # type: ignore[index]
             elif what == "switch":
                 card.switches.set(command)
             elif what == "set":  # the state of a device that somebody has used

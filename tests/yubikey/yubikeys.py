@@ -106,6 +106,10 @@ class YubiKeyRig:
         policies = {"pin_policy": pin_policy, "touch_policy": touch_policy}
         return bytes.fromhex(self._do("generate", serial=serial, slot=slot, kind=kind, **policies, **more)["spki"])
 
+    def share(self, serial: int, slot: int, serials: list[int]) -> None:
+        """Have the key of one device in others too, as if it had been imported into all of them."""
+        self._do("share", serial=serial, slot=slot, serials=serials)
+
     def renew(self) -> None:
         """Have every device as new, in its reader."""
         self._do("renew")

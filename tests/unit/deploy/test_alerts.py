@@ -26,12 +26,15 @@ def exposed() -> dict[str, set[str]]:
     metrics.refused("OVERLOADED")
     metrics.host_restarted("t", "lost")
     metrics.token_state("t", "locked")
+    metrics.token_failed("t", "unknown", 1)
+    metrics.token_seconds("t", 1, 0.1)
     metrics.reloaded("refused")
     metrics.watch_outbox("siem", lambda: 0.0)
     metrics.watch_outside("witness", "w")
     for name, labels in (("certificate_expiry_timestamp_seconds", 2), ("key_ready", 1), ("key_halted", 1)):
         metrics.state.watch(f"greatseald_{name}", lambda labels=labels: [(("x",) * labels, 1.0)])
-    metrics.state.watch("greatseald_token_breaker_open", lambda: [(("t",), 1.0)])
+    for name in ("breaker_open", "late_seconds"):
+        metrics.state.watch(f"greatseald_token_{name}", lambda: [(("t",), 1.0)])
     series = {family.name + "_total": set() for family in metrics.registry.collect() if family.type == "counter"}
     series |= {family.name: set() for family in metrics.registry.collect()}
     for family in metrics.registry.collect():

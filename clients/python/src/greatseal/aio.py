@@ -167,7 +167,7 @@ class AsyncClient:
 
 
 class AsyncTokens:
-    """The tokens; takes the action `readTokens`."""
+    """The tokens; reading takes the action `readTokens`."""
 
     def __init__(self, calls: Calls, connection: _Connection) -> None:
         self._calls = calls
@@ -186,6 +186,26 @@ class AsyncTokens:
     async def get(self, name: str, *, timeout: float | None = None) -> messages.Token:
         """Return one token, `tokens/{token}`."""
         return await self._connection.run(self._calls.token(name, timeout))
+
+    async def drain(
+        self, name: str, *, reason: str = "", request_id: str = "", timeout: float | None = None
+    ) -> messages.Token:
+        """Have a token finish what it has and take nothing new; takes the action `drainToken`."""
+        return await self._connection.run(self._calls.change_token("DrainToken", name, reason, request_id, timeout))
+
+    async def quarantine(
+        self, name: str, *, reason: str = "", request_id: str = "", timeout: float | None = None
+    ) -> messages.Token:
+        """Take a token out of service at once; takes the action `quarantineToken`."""
+        return await self._connection.run(
+            self._calls.change_token("QuarantineToken", name, reason, request_id, timeout)
+        )
+
+    async def resume(
+        self, name: str, *, reason: str = "", request_id: str = "", timeout: float | None = None
+    ) -> messages.Token:
+        """Put a token back into service; takes the action `resumeToken`."""
+        return await self._connection.run(self._calls.change_token("ResumeToken", name, reason, request_id, timeout))
 
 
 class AsyncKeys:

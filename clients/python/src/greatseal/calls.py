@@ -195,8 +195,16 @@ class Calls:
 
     def token(self, name: str, timeout: float | None) -> Talk[messages.Token]:
         """Read one token; `soft` is short for `tokens/soft`."""
-        request = wire.get_token_request(name if "/" in name else f"tokens/{name}")
+        request = wire.get_token_request(token_name(name))
         return wire.token((yield from self._ask("GetToken", request, self._deadline(timeout))))
+
+    def change_token(
+        self, method: str, name: str, reason: str, request_id: str, timeout: float | None
+    ) -> Talk[messages.Token]:
+        """Take a token out of service or put it back: DrainToken, QuarantineToken or ResumeToken."""
+        request_id = checked_request_id(request_id)
+        request = wire.token_change_request(method, token_name(name), request_id, reason)
+        return wire.token((yield from self._ask(method, request, self._deadline(timeout), request_id)))
 
     def public_key(self, name: str, timeout: float | None) -> Talk[messages.PublicKey]:
         """Read a public key; signatures by it are verified from now on."""
@@ -371,16 +379,29 @@ def key_name(name: str) -> str:
     return name if "/" in name else f"keys/{name}"
 
 
+def token_name(name: str) -> str:
+    """Return a token's resource name; `soft` is short for `tokens/soft`."""
+    return name if "/" in name else f"tokens/{name}"
+
+
+def checked_request_id(request_id: str) -> str:
+    """Return a request id in its usual form, a new one where it is empty.
+
+    Raises:
+        UsageError: it is not a UUID.
+    """
+    if not request_id:
+        return new_request_id()
+    try:
+        return str(uuid.UUID(request_id))
+    except ValueError:
+        message = f"the request id {request_id[:80]!r} is not a UUID"
+        raise UsageError(message) from None
+
+
 def _with_id(item: messages.SignRequest) -> messages.SignRequest:
     """Return the item with its key's full name and an id of its own."""
-    request_id = item.request_id or new_request_id()
-    if item.request_id:
-        try:
-            request_id = str(uuid.UUID(item.request_id))
-        except ValueError:
-            message = f"the request id {item.request_id[:80]!r} is not a UUID"
-            raise UsageError(message) from None
-    return dataclasses.replace(item, key=key_name(item.key), request_id=request_id)
+    return dataclasses.replace(item, key=key_name(item.key), request_id=checked_request_id(item.request_id))
 
 
 def _about(error: DaemonError, request_id: str) -> DaemonError:

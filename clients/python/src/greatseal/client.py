@@ -166,7 +166,7 @@ class Client:
 
 
 class Tokens:
-    """The tokens; takes the action `readTokens`."""
+    """The tokens; reading takes the action `readTokens`."""
 
     def __init__(self, calls: Calls, connection: _Connection) -> None:
         self._calls = calls
@@ -184,6 +184,24 @@ class Tokens:
     def get(self, name: str, *, timeout: float | None = None) -> messages.Token:
         """Return one token, `tokens/{token}`."""
         return self._connection.run(self._calls.token(name, timeout))
+
+    def drain(
+        self, name: str, *, reason: str = "", request_id: str = "", timeout: float | None = None
+    ) -> messages.Token:
+        """Have a token finish what it has and take nothing new; takes the action `drainToken`."""
+        return self._connection.run(self._calls.change_token("DrainToken", name, reason, request_id, timeout))
+
+    def quarantine(
+        self, name: str, *, reason: str = "", request_id: str = "", timeout: float | None = None
+    ) -> messages.Token:
+        """Take a token out of service at once; takes the action `quarantineToken`."""
+        return self._connection.run(self._calls.change_token("QuarantineToken", name, reason, request_id, timeout))
+
+    def resume(
+        self, name: str, *, reason: str = "", request_id: str = "", timeout: float | None = None
+    ) -> messages.Token:
+        """Put a token back into service; takes the action `resumeToken`."""
+        return self._connection.run(self._calls.change_token("ResumeToken", name, reason, request_id, timeout))
 
 
 class Keys:

@@ -171,7 +171,26 @@ class Capability:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token: its state (STARTING, READY, UNREACHABLE or LOCKED), what it says of itself, what it can do, the keys in it."""
+    """A token: its state, what it says of itself, what it can do, the keys in it, how busy it is.
+
+    Attributes:
+        name: `tokens/{token}`.
+        state: `STARTING`, `READY`, `UNREACHABLE`, `LOCKED`, `DRAINING`, `DRAINED` or `QUARANTINED`.
+        state_detail: why it does not sign; empty while it does.
+        serial: its serial number; this and the next four are empty while it was not reached.
+        label: its label.
+        manufacturer: who made it.
+        model: what it is.
+        firmware: MAJOR.MINOR.
+        sessions: that its host works with at a time.
+        capabilities: how it stands to the algorithms.
+        keys: `keys/{key}`, those that the caller may read.
+        waiting: operations that its host does not have yet.
+        in_flight: operations that its host has.
+        operation_seconds: how long one takes in one session; 0 while that was not measured.
+        breaker: `CLOSED`, `OPEN` (left alone after failures) or `HALF_OPEN` (tried with one operation at a time).
+        last_success: Unix time of its last signature for this run of the daemon; 0 before the first.
+    """
 
     name: str
     state: str
@@ -184,6 +203,11 @@ class Token:
     sessions: int
     capabilities: tuple[Capability, ...]
     keys: tuple[str, ...]
+    waiting: int = 0
+    in_flight: int = 0
+    operation_seconds: float = 0.0
+    breaker: str = ""
+    last_success: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

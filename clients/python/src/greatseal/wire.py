@@ -243,6 +243,18 @@ def get_token_request(name: str) -> token_pb2.GetTokenRequest:
     return token_pb2.GetTokenRequest(name=name)
 
 
+_TOKEN_CHANGES: Final = {
+    "DrainToken": token_pb2.DrainTokenRequest,
+    "QuarantineToken": token_pb2.QuarantineTokenRequest,
+    "ResumeToken": token_pb2.ResumeTokenRequest,
+}
+
+
+def token_change_request(method: str, name: str, request_id: str, reason: str) -> Any:
+    """Return the request of a method that takes a token out of service or puts it back."""
+    return _TOKEN_CHANGES[method](name=name, request_id=request_id, reason=reason)
+
+
 def get_public_key_request(name: str) -> key_pb2.GetPublicKeyRequest:
     """Return the request for a public key."""
     return key_pb2.GetPublicKeyRequest(name=name)
@@ -396,6 +408,7 @@ def key(answer: key_pb2.Key) -> messages.Key:
 def token(answer: token_pb2.Token) -> messages.Token:
     """Return a token."""
     known = answer.state in token_pb2.TokenState.values()
+    tried = answer.breaker in token_pb2.BreakerState.values()
     return messages.Token(
         name=clean(answer.name),
         state=token_pb2.TokenState.Name(answer.state) if known else f"STATE_{answer.state}",
@@ -412,6 +425,11 @@ def token(answer: token_pb2.Token) -> messages.Token:
             for algorithm in _known_algorithms([each.algorithm])
         ),
         keys=_texts(answer.keys),
+        waiting=answer.waiting,
+        in_flight=answer.in_flight,
+        operation_seconds=answer.operation_time.seconds + answer.operation_time.nanos / 1e9,
+        breaker=token_pb2.BreakerState.Name(answer.breaker) if tried and answer.breaker else "",
+        last_success=answer.last_success_time.seconds + answer.last_success_time.nanos / 1e9,
     )
 
 

@@ -9,16 +9,21 @@ daemon's start: which keys it held back is not known.
 from __future__ import annotations
 
 import threading
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from greatseald.adapters.durable import write_durably
+from greatseald.adapters.state_file import StateFile, StateFileUnusable
 from greatseald.ports.halts import HaltsUnusable
 
-_MAX_BYTES: Final = 1024 * 1024
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _MAX_WHY: Final = 512
+_NOT_A_LIST: Final = (
+    ". Look in the log for the `admin` entries `key`, and move the file away, or write it anew as "
+    '{"keys":{"NAME":"why"}}, before you start again'
+)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -29,7 +34,7 @@ class FileHalts:
     """`ports.halts.Halts` over one file of mode 0600."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = StateFile(path, _File, "list of halted keys")
         self._guard = threading.Lock()
 
     def read(self) -> dict[str, str]:
@@ -50,22 +55,13 @@ class FileHalts:
 
     def _read(self) -> dict[str, str]:
         try:
-            with self._path.open("rb") as file:
-                data = file.read(_MAX_BYTES + 1)
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise HaltsUnusable(f"the list of halted keys {self._path} cannot be read: {error.strerror}") from error
-        try:
-            return msgspec.json.decode(data, type=_File).keys
-        except msgspec.DecodeError as error:
-            raise HaltsUnusable(
-                f"{self._path} is no list of halted keys: {error}. Look in the log for the `admin` entries `key`, and "
-                'move the file away, or write it anew as {"keys":{"NAME":"why"}}, before you start again'
-            ) from error
+            found = self._file.read()
+        except StateFileUnusable as error:
+            raise HaltsUnusable(f"{error}{_NOT_A_LIST}") from error
+        return found.keys if found is not None else {}
 
     def _write(self, halted: dict[str, str]) -> None:
         try:
-            write_durably(self._path, msgspec.json.encode(_File(halted)) + b"\n")
-        except OSError as error:
-            raise HaltsUnusable(f"the list of halted keys {self._path} cannot be written: {error.strerror}") from error
+            self._file.write(_File(halted))
+        except StateFileUnusable as error:
+            raise HaltsUnusable(str(error)) from error

@@ -20,10 +20,11 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from greatseald.adapters.metrics_state import StateGauges
+from greatseald.ports.tokens import TokenState
 
 _FAST: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0, 10.0, 30.0)
 _BOUNDS: Final = (*map(str, _FAST), "+Inf")
-_TOKEN_STATES: Final = ("starting", "ready", "unavailable", "locked")
+_TOKEN_STATES: Final = tuple(state.value for state in TokenState)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -124,6 +125,12 @@ class PrometheusMetrics:
             "greatseald_token_state",
             "1 for the state that a token is in, 0 for the others.",
             ["token", "state"],
+            registry=registry,
+        )
+        self._token_failures = Counter(
+            "greatseald_token_failures",
+            "Operations that a token did not do, by kind: unavailable, locked, refused, unknown, wrong.",
+            ["token", "kind"],
             registry=registry,
         )
         self._restarts = Counter(
@@ -256,6 +263,9 @@ class PrometheusMetrics:
     def token_state(self, token: str, state: str) -> None:
         for each in _TOKEN_STATES:
             self._token_state.labels(token, each).set(each == state)
+
+    def token_failed(self, token: str, kind: str, operations: int) -> None:
+        self._token_failures.labels(token, kind).inc(operations)
 
     def touch_awaited(self, token: str, waiting: bool) -> None:
         self._touch_awaited.labels(token).set(waiting)

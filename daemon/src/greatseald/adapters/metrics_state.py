@@ -32,6 +32,24 @@ _GAUGES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "1 while the token failed so often that it is left alone for a while.",
         ("token",),
     ),
+    "greatseald_token_breaker_half_open": (
+        "1 while a token that failed is tried with one operation at a time.",
+        ("token",),
+    ),
+    "greatseald_token_waiting_operations": ("Operations that wait for a token, and that its host has not.", ("token",)),
+    "greatseald_token_in_flight_operations": ("Operations that a token's host has.", ("token",)),
+    "greatseald_token_operation_seconds": (
+        "How long a token takes for one operation in one session; 0 while that was not measured.",
+        ("token",),
+    ),
+    "greatseald_token_late_seconds": (
+        "For how long a token's next result has been overdue; grows while it hangs.",
+        ("token",),
+    ),
+    "greatseald_token_last_success_timestamp_seconds": (
+        "When a token last signed in this boot, Unix time; 0 before the first.",
+        ("token",),
+    ),
     "greatseald_anchor_entries": ("Size of the log that the anchor remembers.", ()),
     "greatseald_anchor_timestamp_seconds": ("When the anchor was last advanced, Unix time.", ()),
     "greatseald_index_behind_entries": ("Entries of the log that the search index does not cover yet.", ()),

@@ -149,7 +149,7 @@ class Admission:
         ways: dict[tuple[str, str, str, Algorithm | None], _Way] = {}
         for position, item in enumerate(items):
             try:
-                request_id = RequestKey(_request_id(item.request_id), scope, 1)
+                request_id = RequestKey(parse_request_id(item.request_id), scope, 1)
                 kind = (action_of(item), item.key, _payload_type(item), item.algorithm)
                 way = ways.get(kind)
                 if way is None:
@@ -187,7 +187,12 @@ def action_of(item: SignRequest) -> str:
     return SIGN_BLIND if isinstance(item, DigestRequest) else SIGN
 
 
-def _request_id(text: str) -> bytes:
+def parse_request_id(text: str) -> bytes:
+    """Return the 16 bytes of a request id.
+
+    Raises:
+        ArgumentInvalid: the text is no UUID.
+    """
     if _UUID.fullmatch(text) is None:
         message = f"request_id must be a UUID such as 0190c7a8-6b5e-7cc3-98c4-dc0c0c07398f, not {text[:60]!r}"
         raise ArgumentInvalid(message, field="request_id")

@@ -1,7 +1,10 @@
 """One signature's path, for lists: a unary call is a list of one.
 
-    authorise and validate (admission) → commit INTENT → token signs → verify → commit OUTCOME,
-    sign the checkpoint, advance the anchor → release the signature with its receipt
+    authorise and validate (admission) → choose version and token (placement) → commit INTENT → token signs
+    → verify → commit OUTCOME, sign the checkpoint, advance the anchor → release the signature with its receipt
+
+What certainly was not signed, because its token could not, goes to another token that can, as the next attempt: its
+intent is closed first. What may have been signed is never tried again here.
 
 A request id is looked up by committing its intent: the store refuses an attempt that is on record,
 and only then is the record read. What the log says was signed is released again; what it says was
@@ -49,13 +52,14 @@ from greatseald.domain.errors import (
 from greatseald.ports.tokens import ALGORITHM_REFUSED, NotSigned, Operation, Signed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
     from greatseal.algorithms import Algorithm
     from greatseald.app.access import Access
     from greatseald.app.admission import Admission
     from greatseald.app.audit import AuditLog
+    from greatseald.app.placement import Placement
     from greatseald.app.versions import Holding, SigningVersion
     from greatseald.app.witnessing import Witnessing
     from greatseald.app.writer import SignedHead
@@ -122,9 +126,11 @@ class Signing:
         verifiers: Executor,
         metrics: Metrics,
         max_waiting_items: int,
+        placement: Placement,
         witnessing: Witnessing | None = None,
     ) -> None:
         self._admission = admission
+        self._placement = placement
         self._access = access
         self._log = log
         self._records = Records(log)
@@ -152,10 +158,15 @@ class Signing:
             message = f"{self._waiting} requests are waiting already, and {self._max_waiting} is the limit"
             raise Overloaded(message)
         self._waiting += len(items)
-        task = asyncio.create_task(self._sign(caller, peer, items, until))
+        call = Call(caller, peer, time.perf_counter(), asyncio.get_running_loop().create_future())
+        task = asyncio.create_task(self._sign(call, items, until))
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(done, len(items)))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            call.abandoned = True
+            raise
 
     @property
     def waiting(self) -> int:
@@ -174,9 +185,8 @@ class Signing:
         if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), GreatsealError):
             _log.error("signing_fault", exc_info=task.exception())
 
-    async def _sign(self, caller: Caller, peer: str, items: Sequence[SignRequest], until: float) -> Batch:
-        call = Call(caller, peer, time.perf_counter(), asyncio.get_running_loop().create_future())
-        admitted, refused = await self._admission.admit(caller, items, self._log.clock())
+    async def _sign(self, call: Call, items: Sequence[SignRequest], until: float) -> Batch:
+        admitted, refused = await self._admission.admit(call.caller, items, self._log.clock())
         try:
             self._claim(call, admitted, refused)
             head = await self._carry_out(call)
@@ -207,22 +217,32 @@ class Signing:
 
     async def _carry_out(self, call: Call) -> SignedHead | None:
         """Bring every job to its end; return the checkpoint if one commit proved all that is released."""
-        opened = await self._open(call)
+        unwritable = self._unwritable()
+        for job in call.jobs:
+            job.error = job.request.unready or unwritable
+        await self._take_up([job for job in call.jobs if job.error is not None])
+        return await self._attempt(call, [job for job in call.jobs if job.error is None and job.replayed is None])
+
+    async def _attempt(self, call: Call, pending: list[Job]) -> SignedHead | None:
+        """Give jobs to tokens, and bring them to their end; return the checkpoint as `_carry_out` does."""
+        self._placement.place(pending, self._log.clock())
+        try:
+            opened = await self._open(call, pending)
+        except BaseException:
+            self._placement.asked(pending)
+            raise
+        if len(opened) < len(pending):
+            self._placement.asked([job for job in pending if job.intent_index < 0 or job.replayed is not None])
         groups: defaultdict[tuple[int, Algorithm], list[Job]] = defaultdict(list)
         for job in opened:
-            groups[id(job.request.version), job.request.algorithm].append(job)
+            groups[id(job.holding), job.request.algorithm].append(job)
         if len(groups) == 1:
             return await self._sign_group(call, opened)
         await asyncio.gather(*(self._sign_group(call, jobs) for jobs in groups.values()))
         return None
 
-    async def _open(self, call: Call) -> list[Job]:
+    async def _open(self, call: Call, pending: list[Job]) -> list[Job]:
         """Commit the intents; settle those that are on record already. Returns the jobs to sign."""
-        unwritable = self._unwritable()
-        for job in call.jobs:
-            job.error = job.request.unready or unwritable
-        await self._take_up([job for job in call.jobs if job.error is not None])
-        pending = [job for job in call.jobs if job.error is None and job.replayed is None]
         opened: list[Job] = []
         for _ in range(_MAX_ATTEMPT_ROUNDS):
             if not pending:
@@ -324,22 +344,64 @@ class Signing:
                 job.error = error
         return [job for job in jobs if job.error is None]
 
-    async def _sign_group(self, call: Call, jobs: list[Job]) -> SignedHead:
-        """Sign jobs of one version and algorithm, and commit exactly one outcome for each of their intents."""
-        version, algorithm = jobs[0].request.version, jobs[0].request.algorithm
-        holding = version.holding_for(algorithm)
+    async def _sign_group(self, call: Call, jobs: list[Job]) -> SignedHead | None:
+        """Sign jobs of one version, token and algorithm, and commit exactly one outcome for each of their intents.
+
+        Those that move on to another token have theirs at once, and do not wait for the others.
+        """
+        version, algorithm, holding = jobs[0].request.version, jobs[0].request.algorithm, _holding(jobs[0])
         token = holding.token.name
         began = time.perf_counter()
+        moves: list[asyncio.Task[None]] = []
+        moved: set[int] = set()
+
+        def given_back(part: list[Job]) -> None:
+            moved.update(map(id, part))
+            moves.append(asyncio.create_task(self._move(call, part, began)))
+
+        def remaining() -> list[Job]:
+            return [job for job in jobs if id(job) not in moved] if moved else jobs
+
         try:
-            await self._ask_token(version, holding, algorithm, jobs)
+            await self._ask_token(version, holding, algorithm, jobs, given_back)
         except GreatsealError as error:
-            _end_all(jobs, "aborted", error)
+            _end_all(remaining(), "aborted", error)
         except Exception as error:  # noqa: BLE001 - whatever it is, every intent gets its outcome
             fault = InternalFault.of("the token's answer could not be used")
             _log.error("token_fault", token=token, exc_info=error, **fault.metadata)
-            _end_all(jobs, "unknown", fault)
+            _end_all(remaining(), "unknown", fault)
+        jobs = remaining()
         _end_all(jobs, "unknown", OutcomeUnknown(f"token {token} left the operation without an answer"))
         await record_halt(self._log, version)
+        head = await self._close(call, jobs, began) if jobs else None
+        await self._move_on(call, jobs)
+        if moves:
+            await asyncio.gather(*moves)
+        return None if moves or any(job.tried for job in jobs) else head
+
+    async def _move(self, call: Call, jobs: list[Job], began: float) -> None:
+        """Close the intents of jobs that their token gave back, and go on with them elsewhere."""
+        await self._close(call, jobs, began)
+        await self._move_on(call, jobs)
+
+    async def _move_on(self, call: Call, jobs: list[Job]) -> None:
+        """Give jobs that certainly were not signed to other tokens, as long as somebody waits for them."""
+        if call.abandoned or self._unwritable() is not None:
+            return
+        now = self._log.clock()
+        moving = [job for job in jobs if job.may_move and self._placement.has_another(job, now)]
+        if not moving:
+            return
+        for job in moving:
+            _log.info(
+                "moved_to_another_token", request_id=job.request.request_id, token=_holding(job).token.name, why=job.why
+            )
+            job.again()
+        await self._attempt(call, moving)
+
+    async def _close(self, call: Call, jobs: list[Job], began: float) -> SignedHead:
+        """Commit the outcomes of jobs of one version, token and algorithm."""
+        version, algorithm, token = jobs[0].request.version, jobs[0].request.algorithm, _holding(jobs[0]).token.name
         seconds = time.perf_counter() - began
         self._metrics.token_seconds(token, len(jobs), seconds)
         dur_us, ts = int(seconds * 1e6), self._records.now()
@@ -367,19 +429,32 @@ class Signing:
         for job in jobs:
             if job.result != "signed":
                 self._metrics.not_signed(version.key, algorithm.value, job.result)
+                self._metrics.token_failed(token, _kind(job), 1)
         return proven.head
 
     async def _ask_token(
-        self, version: SigningVersion, holding: Holding, algorithm: Algorithm, jobs: list[Job]
+        self,
+        version: SigningVersion,
+        holding: Holding,
+        algorithm: Algorithm,
+        jobs: list[Job],
+        given_back: Callable[[list[Job]], None],
     ) -> None:
-        for job in jobs:
-            job.holding = holding
         operations = [Operation(job.intent_index, job.leaf_hash, job.request.tbs, job.request.message) for job in jobs]
         loop = asyncio.get_running_loop()
         here = len(jobs) <= _VERIFY_HERE and all(len(job.request.signed) <= _VERIFY_HERE_BYTES for job in jobs)
         verifying = []
         held: list[SignResult] = []
-        async for chunk in holding.token.sign(holding.uri, algorithm, operations):
+        movable = jobs[0].movable
+        try:
+            answers = holding.token.sign(holding.uri, algorithm, operations, movable=movable)
+        finally:
+            self._placement.asked(jobs)
+        async for chunk in answers:
+            if movable and (back := [result for result in chunk if _is_given_back(result)]):
+                _take(version, holding, algorithm, jobs, back)
+                given_back([jobs[result.position] for result in back])
+                chunk = [result for result in chunk if not _is_given_back(result)]  # noqa: PLW2901 - the rest of it
             if here:
                 _take(version, holding, algorithm, jobs, chunk)
                 continue
@@ -547,6 +622,30 @@ def _failure(version: SigningVersion, holding: Holding, algorithm: Algorithm, re
         message = f"{version.resource_name} does not sign with {algorithm.value}: {result.detail}; it offers {offered}"
         return AlgorithmNotOffered(message, offered=offered)
     return SigningFailed(f"token {name} refused to sign: {result.detail}", token=name, ckr=str(result.ckr))
+
+
+def _is_given_back(result: SignResult) -> bool:
+    """Whether another token may do what this one certainly did not."""
+    return isinstance(result, NotSigned) and not result.unknown and (result.retry or result.locked)
+
+
+_KINDS: Final[dict[type[GreatsealError], str]] = {
+    TokenUnavailable: "unavailable",
+    TokenLocked: "locked",
+    KeyHalted: "wrong",
+    SigningFailed: "refused",
+    AlgorithmNotOffered: "refused",
+}
+
+
+def _kind(job: Job) -> str:
+    """How a token failed a job, for its metric."""
+    return "unknown" if job.result == "unknown" else _KINDS.get(type(job.error), "refused")  # type: ignore[arg-type]
+
+
+def _holding(job: Job) -> Holding:
+    assert job.holding is not None  # noqa: S101 - placement has set it
+    return job.holding
 
 
 def _end_all(jobs: list[Job], result: str, error: GreatsealError) -> None:

@@ -156,8 +156,10 @@ class SigningVersion:
             return f"{self.name} is {self.state.value}"
         if not any(holding.ready for holding in self.holdings):
             return "; ".join(holding.detail for holding in self.holdings if holding.detail)
-        awaited = "; ".join(holding.token.awaited for holding in self.holdings if holding.token.awaited)
-        return self.certificate_error or awaited
+        if self.certificate_error:
+            return self.certificate_error
+        refused = (str(each.missing) for each in self.holdings if each.missing is not None and not each.found)
+        return "; ".join((*refused, *(each.token.awaited for each in self.holdings if each.token.awaited)))
 
     def halt(self, why: str) -> None:
         """Sign no more with this version until an operator releases it, restarts included."""
@@ -227,8 +229,11 @@ class SigningVersion:
         """
         fitting = algorithms_of(load_public_key(found.spki))
         if self.spki and self.spki != found.spki:
-            why = f"{holding.uri} in token {holding.token.name} now means another key than when the daemon started"
+            other = next((each for each in self.holdings if each.found and each is not holding), None)
+            seen = f"token {other.token.name} holds" if other is not None else "when the daemon started"
+            why = f"{holding.uri} in token {holding.token.name} now means another key than {seen}"
             holding.found, holding.missing = False, TokenUnavailable(why, token=holding.token.name)
+            _log.error("holder_refused", key=self.name, token=holding.token.name, why=why)
             if len(self.holdings) == 1:
                 self.halt(why)
             return

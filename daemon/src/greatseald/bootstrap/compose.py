@@ -31,12 +31,14 @@ from greatseald.adapters.store.opening import is_shared, open_store, sqlite_path
 from greatseald.adapters.store.options import StoreOptions
 from greatseald.adapters.tokens.uris import parse_uri
 from greatseald.adapters.tokens.yubikey.slots import SCHEME, parse_slot
+from greatseald.adapters.withdrawals import FileWithdrawals
 from greatseald.app.access import Access
 from greatseald.app.admission import Admission
 from greatseald.app.audit import AuditLog
 from greatseald.app.indexing import Indexing
 from greatseald.app.keys import KeyRing
 from greatseald.app.outbox import Outbox
+from greatseald.app.placement import Placement
 from greatseald.app.publishing import check_published
 from greatseald.app.recovery import (
     advance_anchor,
@@ -46,6 +48,7 @@ from greatseald.app.recovery import (
     open_tree,
 )
 from greatseald.app.sign import Signing
+from greatseald.app.tokens import TokenControl
 from greatseald.app.witnessing import Witnessing
 from greatseald.app.writer import LogWriter
 from greatseald.bootstrap.tiles import tile_directory
@@ -95,6 +98,7 @@ class Core:
     access: Access
     keys: KeyRing
     tokens: dict[str, Token]
+    control: TokenControl
     signing: Signing
     verifiers: ThreadPoolExecutor
 
@@ -210,9 +214,12 @@ def build_core(
 
     Raises:
         HaltsUnusable: which keys are halted cannot be read.
+        WithdrawalsUnusable: which tokens are out of service cannot be read.
     """
     access = Access(settings.rules(), log, metrics)
     keys = KeyRing.build(settings.key_settings(), tokens, FileHalts(settings.log.halted_keys))
+    control = TokenControl(tokens, FileWithdrawals(settings.log.withdrawn_tokens), log)
+    control.recall()
     verifiers = ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="verify")
     signing = Signing(
         admission=Admission(access, keys),
@@ -221,9 +228,10 @@ def build_core(
         verifiers=verifiers,
         metrics=metrics,
         max_waiting_items=settings.server.max_waiting_items,
+        placement=Placement(keys),
         witnessing=witnessing or None,
     )
-    return Core(access, keys, tokens, signing, verifiers)
+    return Core(access, keys, tokens, control, signing, verifiers)
 
 
 def build_gate(settings: Settings, access: Access, metrics: PrometheusMetrics) -> Gate:
@@ -271,7 +279,7 @@ def build_methods(
     return {
         **SigningService(core.signing, core.access, metrics).handlers(gate),
         **KeyService(core.keys, core.access).handlers(gate),
-        **TokenService(core.tokens, core.keys, core.access).handlers(gate),
+        **TokenService(core.tokens, core.keys, core.access, core.control).handlers(gate),
         **AuditService(log, core.access, witnessing, stamps, index).handlers(gate),
         **IdentityService(core.access, version=VERSION, origin=log.origin).handlers(gate),
         **health.handlers(gate),

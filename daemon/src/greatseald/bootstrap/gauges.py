@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 
+from greatseald.ports.tokens import BreakerState, TokenLoad
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greatseald.adapters.metrics_state import Samples, StateGauges
-    from greatseald.adapters.tokens.supervisor import SupervisedToken
     from greatseald.app.keys import KeyRing
     from greatseald.app.versions import SigningVersion
     from greatseald.bootstrap.compose import Core, OpenLog
     from greatseald.config import Settings
     from greatseald.rpc.tls import ServerCertificates
+
+_OF_TOKENS: Final[dict[str, Callable[[TokenLoad], float]]] = {
+    "greatseald_token_breaker_open": lambda load: load.breaker is BreakerState.OPEN,
+    "greatseald_token_breaker_half_open": lambda load: load.breaker is BreakerState.HALF_OPEN,
+    "greatseald_token_waiting_operations": lambda load: load.waiting,
+    "greatseald_token_in_flight_operations": lambda load: load.in_flight,
+    "greatseald_token_operation_seconds": lambda load: load.operation_seconds,
+    "greatseald_token_late_seconds": lambda load: load.late,
+    "greatseald_token_last_success_timestamp_seconds": lambda load: load.last_success,
+}
 
 
 def watch_state(
@@ -21,7 +34,6 @@ def watch_state(
     settings: Settings,
     opened: OpenLog,
     core: Core,
-    tokens: dict[str, SupervisedToken],
     certificates: ServerCertificates,
 ) -> None:
     """Have every gauge read its part at each scrape."""
@@ -39,10 +51,8 @@ def watch_state(
             ((key.name,), float(any(version.halted for version in key.versions.values()))) for key in keys.values()
         ],
     )
-    gauges.watch(
-        "greatseald_token_breaker_open",
-        lambda: [((token.name,), float(token.breaker_open)) for token in tokens.values()],
-    )
+    for name, read in _OF_TOKENS.items():
+        gauges.watch(name, lambda read=read: [((token.name,), read(token.load)) for token in core.tokens.values()])  # type: ignore[misc]
     gauges.watch_value("greatseald_anchor_entries", lambda: opened.anchor.size)
     gauges.watch_value("greatseald_anchor_timestamp_seconds", lambda: opened.anchor.written_at)
     gauges.watch_value("greatseald_waiting_items", lambda: core.signing.waiting)

@@ -43,6 +43,7 @@ from greatseald.ports.anchor import AnchorError
 from greatseald.ports.halts import HaltsUnusable
 from greatseald.ports.sinks import SinkError
 from greatseald.ports.store import StoreError
+from greatseald.ports.withdrawals import WithdrawalsUnusable
 from greatseald.rpc.admin import AdminService
 from greatseald.rpc.gate import Gate
 from greatseald.rpc.health import HealthService
@@ -105,14 +106,15 @@ class _Daemon:
         try:
             outside = build_outside(settings, opened, self.metrics)
             core = compose.build_core(settings, log, self.metrics, dict(watch.tokens), outside.witnessing)
-        except (HaltsUnusable, FileProblem) as error:
+        except (HaltsUnusable, WithdrawalsUnusable, FileProblem) as error:
             opened.close()
             raise StartRefused(5, str(error)) from error
-        self.health = HealthService()
+        self.health = HealthService(core.tokens, core.access)
+        watch.on_change = self.health.tokens_changed
         gate = compose.build_gate(settings, core.access, self.metrics)
         self.metrics.watch_in_flight(lambda: gate.in_flight)
         self.metrics.watch_serving(lambda: self.health.serving)
-        watch_state(self.metrics.state, settings, opened, core, watch.tokens, certificates)
+        watch_state(self.metrics.state, settings, opened, core, certificates)
         self.indexing = compose.build_indexing(settings, opened)
         if (index := self.indexing) is not None:
             self.metrics.state.watch_value("greatseald_index_behind_entries", lambda: index.behind)

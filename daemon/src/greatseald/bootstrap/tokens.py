@@ -10,7 +10,7 @@ import structlog
 
 from greatseald.adapters.tokens.supervisor import SupervisedToken
 from greatseald.domain.errors import GreatsealError, TokenUnavailable
-from greatseald.ports.tokens import TokenState
+from greatseald.ports.tokens import WITHDRAWN, TokenState
 
 if TYPE_CHECKING:
     from greatseald.app.audit import AuditLog
@@ -24,6 +24,8 @@ _log = structlog.get_logger("greatseald.tokens")
 _SETTLE_SECONDS: Final = 15.0
 """The ready line waits so long for tokens that are still starting; one that hangs does not keep the others back."""
 _MAX_DETAIL: Final = 512
+_PASSING: Final = frozenset({TokenState.STARTING, TokenState.DRAINING})
+"""States that are not recorded: what they lead to is."""
 
 Spawn = Callable[[Coroutine[Any, Any, Any]], object]
 
@@ -31,8 +33,9 @@ Spawn = Callable[[Coroutine[Any, Any, Any]], object]
 class TokenWatch:
     """Makes the tokens and follows what becomes of them.
 
-    A change between ready, unavailable and locked is recorded in the audit log as `admin` entry
-    `token`, what an operator did at a host as `unlock`, `lock`, `change-pin` or `unblock`; whenever a token is ready, its keys are read again before anybody waits for them.
+    A change between ready, unavailable, locked, drained and quarantined is recorded in the audit log as `admin` entry
+    `token`, what an operator did at a host as `unlock`, `lock`, `change-pin` or `unblock`; whenever a token is ready, its
+    keys are read again before anybody waits for them.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, on_fatal: Callable[[BaseException], None]) -> None:
@@ -49,11 +52,15 @@ class TokenWatch:
         self._keys: KeyRing | None = None
         self._audit: AuditLog | None = None
         self._spawn: Spawn | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after each change of a token's state."""
 
     async def start(self, keys: KeyRing, audit: AuditLog, spawn: Spawn) -> None:
         """Start every token's host and wait until each has come up, or failed, or taken too long."""
         self._keys, self._audit, self._spawn = keys, audit, spawn
-        for token in self.tokens.values():
+        for name, token in self.tokens.items():
+            if token.state in WITHDRAWN:  # since before this start, and each start says so again
+                self._changed(name, token.state, token.detail)
             await token.start()
         await asyncio.gather(*(token.settled(_SETTLE_SECONDS) for token in self.tokens.values()))
         if self._reading:
@@ -76,10 +83,12 @@ class TokenWatch:
             _log.warning("token_not_ready", token=name, state=state.value, why=detail)
         if state is not TokenState.READY and name in self._were_ready:
             self._were_ready.discard(name)
-            self._metrics.host_restarted(name, "timeout" if "operation_timeout" in detail else "lost")
-        if state is not TokenState.STARTING and self._recorded.get(name) is not state:
+            if state not in WITHDRAWN:
+                self._metrics.host_restarted(name, "timeout" if "operation_timeout" in detail else "lost")
+        if self._audit is not None and state not in _PASSING and self._recorded.get(name) is not state:
             self._recorded[name] = state
             self._record(name, state, detail)
+        self.on_change()
 
     def _touch(self, name: str, what: str) -> None:
         """Show the operator that somebody has to touch the token; no audit entry, as each signature may want one."""

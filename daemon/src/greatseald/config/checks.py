@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from greatseald.config.positions import Path as Place
 from greatseald.config.problems import did_you_mean
 from greatseald.config.settings import is_loopback
+from greatseald.domain.keys import Holder
 from greatseald.domain.policy import ANY, SIGN, SIGN_BLIND
 
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -251,14 +252,12 @@ def check(values: dict[str, Any], file: Path, report: Report, check_uri: CheckUr
     if values.get("store"):
         _check_store(values["store"], file, report)
     _check_own_mode(file, report)
-    for table in ("tokens", "keys"):
-        for number, row in enumerate(values[table]):
-            if row is not None and check_uri is not None:
-                try:
-                    if table == "keys" or row.type == "pkcs11":
-                        check_uri(row.uri, table == "keys")
-                except ValueError as error:
-                    report((table, number, "uri"), str(error))
+    if check_uri is not None:
+        for place, uri, names_object in _references(values["tokens"], values["keys"]):
+            try:
+                check_uri(uri, names_object)
+            except ValueError as error:
+                report((*place, "uri"), str(error))
     _check_names("tokens", values["tokens"], report)
     _check_names("keys", values["keys"], report)
     _check_tokens(values["tokens"], report)
@@ -395,30 +394,47 @@ def _check_tokens(tokens: Sequence[Any], report: Report) -> None:
             report(("tokens", number, "module"), f"names {token.module}, which is not a file")
 
 
-def _check_reference(number: int, key: Any, tokens: Sequence[Any], report: Report) -> None:
-    """A key is named as its token's kind names keys."""
+def _holders(number: int, key: Any) -> Iterator[tuple[Place, Holder]]:
+    """Each token that holds a key, with the place where that is written."""
+    for position, holder in enumerate(key.held):
+        yield (("keys", number, "holders", position) if key.holders else ("keys", number)), holder
+
+
+def _references(tokens: Sequence[Any], keys: Sequence[Any]) -> Iterator[tuple[Place, str, bool]]:
+    """Each reference of the configuration, with its place and whether it has to name an object."""
+    for number, token in enumerate(tokens):
+        if token is not None and token.type == "pkcs11":
+            yield ("tokens", number), token.uri, False
+    for number, key in enumerate(keys):
+        for place, holder in () if key is None else _holders(number, key):
+            yield place, holder.uri, True
+
+
+def _check_holders(number: int, key: Any, tokens: Sequence[Any], report: Report) -> None:
+    """A key lies in tokens that there are, in each once, and is named as that token's kind names keys."""
     kinds = {token.name: token.type for token in tokens if token is not None}
-    is_slot = key.uri.lower().startswith("piv:")
-    if kinds.get(key.token) == "yubikey-piv" and not is_slot:
-        message = f"names no slot, and token {key.token!r} is a YubiKey"
-        report(("keys", number, "uri"), message, 'write uri = "piv:slot=9c" (9a, 9c, 9d, 9e, or 82 to 95)')
-    elif kinds.get(key.token) == "pkcs11" and is_slot:
-        message = f"names a YubiKey's slot, and token {key.token!r} is reached through PKCS#11"
-        report(("keys", number, "uri"), message, "write a PKCS#11 URI such as pkcs11:object=release")
+    seen: set[str] = set()
+    for place, holder in _holders(number, key):
+        is_slot = holder.uri.lower().startswith("piv:")
+        if holder.token not in kinds and None not in tokens:
+            message = f"names the token {holder.token!r}, which is not there"
+            report((*place, "token"), message, did_you_mean(holder.token, list(kinds)))
+        elif holder.token in seen:
+            report((*place, "token"), f"names the token {holder.token!r} twice: a token holds a key once")
+        elif kinds.get(holder.token) == "yubikey-piv" and not is_slot:
+            message = f"names no slot, and token {holder.token!r} is a YubiKey"
+            report((*place, "uri"), message, 'write uri = "piv:slot=9c" (9a, 9c, 9d, 9e, or 82 to 95)')
+        elif kinds.get(holder.token) == "pkcs11" and is_slot:
+            message = f"names a YubiKey's slot, and token {holder.token!r} is reached through PKCS#11"
+            report((*place, "uri"), message, "write a PKCS#11 URI such as pkcs11:object=release")
+        seen.add(holder.token)
 
 
 def _check_keys(keys: Sequence[Any], tokens: Sequence[Any], report: Report, found: Found, now: datetime) -> None:
-    known = [token.name for token in tokens if token is not None]
     for number, key in enumerate(keys):
         if key is None:
             continue
-        if key.token not in known and None not in tokens:
-            report(
-                ("keys", number, "token"),
-                f"names the token {key.token!r}, which is not there",
-                did_you_mean(key.token, known),
-            )
-        _check_reference(number, key, tokens, report)
+        _check_holders(number, key, tokens, report)
         if len(set(key.algorithms)) != len(key.algorithms):
             report(("keys", number, "algorithms"), "names an algorithm twice")
         if len({algorithm.family for algorithm in key.algorithms}) > 1:

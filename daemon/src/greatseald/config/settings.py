@@ -377,6 +377,11 @@ class LogSettings(Table):
         """The file beside the anchor that keeps the timestamps."""
         return self.anchor.with_name(self.anchor.name + ".timestamps")
 
+    @property
+    def withdrawn_tokens(self) -> Path:
+        """The file beside the anchor that remembers which tokens are out of service."""
+        return self.anchor.with_name(self.anchor.name + ".withdrawn")
+
 
 class HostedTable(Table):
     """What every `[[tokens]]` has, whatever kind of token it is: its name, PIN and host."""
@@ -469,12 +474,20 @@ class YubiKeyTable(HostedTable):
         )
 
 
-class KeyTable(Table):
-    """One `[[keys]]`: a named key and the object in a token behind it."""
+class HolderTable(Table):
+    """One `[[keys.holders]]`: a token that holds the key pair, and the object in it."""
 
-    name: Name
     token: Name
     uri: Annotated[str, AfterValidator(_object_uri)]
+
+
+class KeyTable(Table):
+    """One `[[keys]]`: a named key and the object behind it, in one token or, the same pair, in several."""
+
+    name: Name
+    token: Annotated[str, AfterValidator(lambda text: _name(text) if text else text)] = ""
+    uri: Annotated[str, AfterValidator(lambda text: _object_uri(text) if text else text)] = ""
+    holders: Annotated[tuple[HolderTable, ...], Field(strict=False, max_length=64)] = ()
     algorithms: Annotated[
         tuple[Annotated[Algorithm, Field(strict=False)], ...], Field(strict=False, min_length=1, max_length=16)
     ]
@@ -487,6 +500,23 @@ class KeyTable(Table):
         """How many witnesses must have cosigned before a signature of this key leaves."""
         match = _WITNESSED.fullmatch(self.release)
         return int(match[1]) if match else 0
+
+    spread_versions: bool = False
+
+    @model_validator(mode="after")
+    def _is_held(self) -> Self:
+        if self.holders and (self.token or self.uri):
+            raise ValueError("has token or uri beside [[keys.holders]]: write every token as a holder")
+        if not self.holders and not (self.token and self.uri):
+            raise ValueError("names no token and object: add token and uri, or a [[keys.holders]] table for each token")
+        return self
+
+    @property
+    def held(self) -> tuple[Holder, ...]:
+        """Every token with its object."""
+        if self.holders:
+            return tuple(Holder(each.token, each.uri) for each in self.holders)
+        return (Holder(self.token, self.uri),)
 
 
 class AllowTable(Table):
@@ -580,11 +610,12 @@ class Settings(Table):
         return tuple(
             KeySettings(
                 name=key.name,
-                holders=(Holder(key.token, key.uri),),
+                holders=key.held,
                 algorithms=key.algorithms,
                 predicate_types=key.predicate_types,
                 certificate_chain=self.chains.get(key.name, ()),
                 witnesses=key.witnesses,
+                spread_versions=key.spread_versions,
             )
             for key in self.keys
         )

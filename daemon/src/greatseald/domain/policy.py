@@ -22,9 +22,22 @@ SIGN_BLIND: Final = "signBlind"
 READ_KEYS: Final = "readKeys"
 READ_AUDIT: Final = "readAudit"
 READ_TOKENS: Final = "readTokens"
+DRAIN: Final = "drainToken"
+QUARANTINE: Final = "quarantineToken"
+RESUME: Final = "resumeToken"
 REFLECT: Final = "reflect"
 
-ACTIONS: Final = (SIGN, SIGN_BLIND, READ_KEYS, READ_AUDIT, READ_TOKENS, REFLECT)
+ACTIONS: Final = (
+    SIGN,
+    SIGN_BLIND,
+    READ_KEYS,
+    READ_AUDIT,
+    READ_TOKENS,
+    DRAIN,
+    QUARANTINE,
+    RESUME,
+    REFLECT,
+)
 """The actions that a rule can allow."""
 
 ANY: Final = "*"

@@ -40,6 +40,10 @@ class Metrics(Protocol):
         """A token went into this state."""
         ...
 
+    def token_failed(self, token: str, kind: str, operations: int) -> None:
+        """Operations gave no signature: `unavailable`, `locked`, `refused`, `unknown`, or `wrong` for one that does not verify."""
+        ...
+
     def touch_awaited(self, token: str, waiting: bool) -> None:
         """A token began, or ended, to wait for a person's touch."""
         ...

@@ -63,12 +63,44 @@ KEY_SIZE_RANGE, KEY_TYPE_INCONSISTENT, KEY_FUNCTION_NOT_PERMITTED, MECHANISM_INV
 
 
 class TokenState(str, Enum):
-    """Where a token is."""
+    """Where a token is. An operator has put it into the last three, and it stays there until an operator resumes it."""
 
     STARTING = "starting"
     READY = "ready"
     UNAVAILABLE = "unavailable"
     LOCKED = "locked"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    QUARANTINED = "quarantined"
+
+
+WITHDRAWN: Final = frozenset({TokenState.DRAINING, TokenState.DRAINED, TokenState.QUARANTINED})
+"""The states of a token that an operator has taken out of service."""
+
+
+class BreakerState(str, Enum):
+    """Whether a token that failed is used: closed, left alone for a while, or tried with one operation at a time."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+class TokenLoad(NamedTuple):
+    """How busy a token is, and how fast.
+
+    `waiting` operations no host has yet, `in_flight` its host has; `operation_seconds` is how long one
+    takes in one of its `sessions`, and 0 while that was not measured; `late` for how many seconds its next
+    result has been overdue; `last_success` the Unix time of the last signature of this boot, 0 before the first.
+    """
+
+    waiting: int
+    in_flight: int
+    operation_seconds: float
+    sessions: int
+    late: float
+    breaker: BreakerState
+    last_success: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +176,23 @@ class Token(Protocol):
         """What it said of itself, None until it was reached."""
         ...
 
+    @property
+    def load(self) -> TokenLoad:
+        """How busy it is, and how fast."""
+        ...
+
+    def withdraw(self, state: TokenState, why: str) -> None:
+        """Take it out of service: `state` is DRAINED or QUARANTINED, `why` is for people. Returns at once.
+
+        What its host has is finished; what no host has yet is finished too for DRAINED, and fails for
+        QUARANTINED, certainly not signed. Then its host ends and lets go of the device.
+        """
+        ...
+
+    async def restore(self) -> None:
+        """Put it back into service. No effect on one that is not withdrawn."""
+        ...
+
     async def start(self) -> None:
         """Start or reach the host and bring the token up in the background; never raises for a token that is absent."""
         ...
@@ -161,10 +210,13 @@ class Token(Protocol):
         """
         ...
 
-    def sign(self, uri: str, algorithm: Algorithm, operations: Sequence[Operation]) -> AsyncIterator[list[SignResult]]:
+    def sign(
+        self, uri: str, algorithm: Algorithm, operations: Sequence[Operation], *, movable: bool = False
+    ) -> AsyncIterator[list[SignResult]]:
         """Sign `operations` with the key that `uri` means, yielding results in chunks as they come, any order.
 
         Every operation gets exactly one result. Operations of the same key and algorithm that are
-        asked for within one tick of the event loop travel in one frame.
+        asked for within one tick of the event loop travel in one frame. `movable` says that another
+        token could do them: those that no host has yet fail, certainly not signed, once this token is late.
         """
         ...

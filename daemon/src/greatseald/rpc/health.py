@@ -15,10 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 from google.protobuf.message import DecodeError
 
 from greatseald.domain.errors import EntryNotFound, Overloaded
+from greatseald.domain.policy import READ_TOKENS
+from greatseald.ports.tokens import TokenState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import grpc
 
+    from greatseald.app.access import Access
+    from greatseald.domain.identity import Caller
+    from greatseald.ports.tokens import Token
     from greatseald.rpc.gate import Call, Gate
 
 _SERVICE: Final = "/grpc.health.v1.Health/"
@@ -26,6 +33,8 @@ _MAX_WATCHERS: Final = 256
 _SERVED: Final = frozenset(
     {"", "grpc.health.v1.Health"} | {f"greatseal.v1.{name}Service" for name in ("Signing", "Key", "Audit", "Identity")}
 )
+
+_TOKENS: Final = "greatseal.v1.tokens/"
 
 _SERVING: Final = 1
 _NOT_SERVING: Final = 2
@@ -44,9 +53,15 @@ class _Status:
 
 
 class HealthService:
-    """Says whether this front can sign: one answer for every service, for they share the log."""
+    """Says whether this front can sign: one answer for every service, for they share the log.
 
-    def __init__(self) -> None:
+    And, as `greatseal.v1.tokens/NAME`, whether a token is ready, to those who may read tokens; for
+    others there is no such service.
+    """
+
+    def __init__(self, tokens: Mapping[str, Token], access: Access) -> None:
+        self._tokens = tokens
+        self._access = access
         self._serving = False
         self._closing = False
         self._changed = asyncio.Event()
@@ -62,6 +77,10 @@ class HealthService:
         if serving != self._serving:
             self._serving = serving
             self._wake()
+
+    def tokens_changed(self) -> None:
+        """Tell those who watch a token what has become of it."""
+        self._wake()
 
     def close(self) -> None:
         """Answer NOT_SERVING and end every watch, so that a drain need not wait for them."""
@@ -80,18 +99,30 @@ class HealthService:
             _SERVICE + "Watch": gate.stream(_SERVICE + "Watch", parse_service, self.watch),
         }
 
-    def _status(self, service: str) -> _Status:
+    def _status(self, caller: Caller, service: str) -> _Status:
+        token = self._token(caller, service)
+        if token is not None:
+            ready = token.state is TokenState.READY and not self._closing
+            return _Status(_SERVING if ready else _NOT_SERVING)
         if service not in _SERVED:
             return _Status(_SERVICE_UNKNOWN)
         return _Status(_SERVING if self._serving else _NOT_SERVING)
 
-    async def check(self, _call: Call, service: str) -> _Status:
-        """Answer once."""
-        if service not in _SERVED:
-            raise EntryNotFound(f"there is no service {service[:80]!r} here")
-        return self._status(service)
+    def _token(self, caller: Caller, service: str) -> Token | None:
+        """The token that a service's name means to this caller."""
+        name = service.removeprefix(_TOKENS)
+        if name == service or not self._access.rules.decide(caller, READ_TOKENS):
+            return None
+        return self._tokens.get(name)
 
-    async def watch(self, _call: Call, service: str) -> AsyncIterator[_Status]:
+    async def check(self, call: Call, service: str) -> _Status:
+        """Answer once."""
+        status = self._status(call.caller, service)
+        if status.status == _SERVICE_UNKNOWN:
+            raise EntryNotFound(f"there is no service {service[:80]!r} here")
+        return status
+
+    async def watch(self, call: Call, service: str) -> AsyncIterator[_Status]:
         """Answer now and at each change."""
         if self._watchers >= _MAX_WATCHERS:
             raise Overloaded(f"{_MAX_WATCHERS} callers watch the health already, and that is the limit")
@@ -99,7 +130,7 @@ class HealthService:
         try:
             sent = None
             while True:
-                changed, status = self._changed, self._status(service)
+                changed, status = self._changed, self._status(call.caller, service)
                 if status != sent:
                     yield status
                     sent = status

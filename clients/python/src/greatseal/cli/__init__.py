@@ -72,8 +72,14 @@ _GROUPS: Final[dict[str, tuple[str, _Places]]] = {
         (("list", "keys", "list_keys"), ("show", "keys", "show"), ("public", "keys", "public")),
     ),
     "tokens": (
-        "The tokens that hold the keys.",
-        (("list", "tokens", "list_tokens"), ("show", "tokens", "show")),
+        "The tokens that hold the keys: show them, take them out of service, put them back.",
+        (
+            ("list", "tokens", "list_tokens"),
+            ("show", "tokens", "show"),
+            ("drain", "tokens", "drain"),
+            ("quarantine", "tokens", "quarantine"),
+            ("resume", "tokens", "resume"),
+        ),
     ),
     "sign": (
         "Have something signed.",

@@ -23,10 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from greatseal.v1 import types_pb2 as greatseal_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18greatseal/v1/token.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x18greatseal/v1/types.proto\"\xbc\x02\n\x05Token\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x18.greatseal.v1.TokenStateB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cstate_detail\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06serial\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05label\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmanufacturer\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05model\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x66irmware\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08sessions\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x34\n\x0c\x63\x61pabilities\x18\n \x03(\x0b\x32\x18.greatseal.v1.CapabilityB\x04\xe2\x41\x01\x03\x12\x12\n\x04keys\x18\x0b \x03(\tB\x04\xe2\x41\x01\x03\"n\n\nCapability\x12\x30\n\talgorithm\x18\x01 \x01(\x0e\x32\x17.greatseal.v1.AlgorithmB\x04\xe2\x41\x01\x03\x12\x18\n\nadvertised\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06proven\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x03\"%\n\x0fGetTokenRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"F\n\x11ListTokensRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"^\n\x12ListTokensResponse\x12)\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.greatseal.v1.TokenB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03*_\n\nTokenState\x12\x1b\n\x17TOKEN_STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0f\n\x0bUNREACHABLE\x10\x03\x12\n\n\x06LOCKED\x10\x04\x32\x9f\x01\n\x0cTokenService\x12>\n\x08GetToken\x12\x1d.greatseal.v1.GetTokenRequest\x1a\x13.greatseal.v1.Token\x12O\n\nListTokens\x12\x1f.greatseal.v1.ListTokensRequest\x1a .greatseal.v1.ListTokensResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18greatseal/v1/token.proto\x12\x0cgreatseal.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18greatseal/v1/types.proto\"\x95\x04\n\x05Token\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x18.greatseal.v1.TokenStateB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cstate_detail\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06serial\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05label\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cmanufacturer\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05model\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x66irmware\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08sessions\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x34\n\x0c\x63\x61pabilities\x18\n \x03(\x0b\x32\x18.greatseal.v1.CapabilityB\x04\xe2\x41\x01\x03\x12\x12\n\x04keys\x18\x0b \x03(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07waiting\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x17\n\tin_flight\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x37\n\x0eoperation_time\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x31\n\x07\x62reaker\x18\x0f \x01(\x0e\x32\x1a.greatseal.v1.BreakerStateB\x04\xe2\x41\x01\x03\x12;\n\x11last_success_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"n\n\nCapability\x12\x30\n\talgorithm\x18\x01 \x01(\x0e\x32\x17.greatseal.v1.AlgorithmB\x04\xe2\x41\x01\x03\x12\x18\n\nadvertised\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06proven\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x03\"%\n\x0fGetTokenRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"F\n\x11ListTokensRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"^\n\x12ListTokensResponse\x12)\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.greatseal.v1.TokenB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"W\n\x11\x44rainTokenRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\\\n\x16QuarantineTokenRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"X\n\x12ResumeTokenRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01*\x8b\x01\n\nTokenState\x12\x1b\n\x17TOKEN_STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0f\n\x0bUNREACHABLE\x10\x03\x12\n\n\x06LOCKED\x10\x04\x12\x0c\n\x08\x44RAINING\x10\x05\x12\x0b\n\x07\x44RAINED\x10\x06\x12\x0f\n\x0bQUARANTINED\x10\x07*R\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x43LOSED\x10\x01\x12\x08\n\x04OPEN\x10\x02\x12\r\n\tHALF_OPEN\x10\x03\x32\xf7\x02\n\x0cTokenService\x12>\n\x08GetToken\x12\x1d.greatseal.v1.GetTokenRequest\x1a\x13.greatseal.v1.Token\x12O\n\nListTokens\x12\x1f.greatseal.v1.ListTokensRequest\x1a .greatseal.v1.ListTokensResponse\x12\x42\n\nDrainToken\x12\x1f.greatseal.v1.DrainTokenRequest\x1a\x13.greatseal.v1.Token\x12L\n\x0fQuarantineToken\x12$.greatseal.v1.QuarantineTokenRequest\x1a\x13.greatseal.v1.Token\x12\x44\n\x0bResumeToken\x12 .greatseal.v1.ResumeTokenRequest\x1a\x13.greatseal.v1.Tokenb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +57,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKEN'].fields_by_name['capabilities']._serialized_options = b'\342A\001\003'
   _globals['_TOKEN'].fields_by_name['keys']._loaded_options = None
   _globals['_TOKEN'].fields_by_name['keys']._serialized_options = b'\342A\001\003'
+  _globals['_TOKEN'].fields_by_name['waiting']._loaded_options = None
+  _globals['_TOKEN'].fields_by_name['waiting']._serialized_options = b'\342A\001\003'
+  _globals['_TOKEN'].fields_by_name['in_flight']._loaded_options = None
+  _globals['_TOKEN'].fields_by_name['in_flight']._serialized_options = b'\342A\001\003'
+  _globals['_TOKEN'].fields_by_name['operation_time']._loaded_options = None
+  _globals['_TOKEN'].fields_by_name['operation_time']._serialized_options = b'\342A\001\003'
+  _globals['_TOKEN'].fields_by_name['breaker']._loaded_options = None
+  _globals['_TOKEN'].fields_by_name['breaker']._serialized_options = b'\342A\001\003'
+  _globals['_TOKEN'].fields_by_name['last_success_time']._loaded_options = None
+  _globals['_TOKEN'].fields_by_name['last_success_time']._serialized_options = b'\342A\001\003'
   _globals['_CAPABILITY'].fields_by_name['algorithm']._loaded_options = None
   _globals['_CAPABILITY'].fields_by_name['algorithm']._serialized_options = b'\342A\001\003'
   _globals['_CAPABILITY'].fields_by_name['advertised']._loaded_options = None
@@ -71,18 +83,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTOKENSRESPONSE'].fields_by_name['tokens']._serialized_options = b'\342A\001\003'
   _globals['_LISTTOKENSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
   _globals['_LISTTOKENSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
-  _globals['_TOKENSTATE']._serialized_start=739
-  _globals['_TOKENSTATE']._serialized_end=834
-  _globals['_TOKEN']._serialized_start=102
-  _globals['_TOKEN']._serialized_end=418
-  _globals['_CAPABILITY']._serialized_start=420
-  _globals['_CAPABILITY']._serialized_end=530
-  _globals['_GETTOKENREQUEST']._serialized_start=532
-  _globals['_GETTOKENREQUEST']._serialized_end=569
-  _globals['_LISTTOKENSREQUEST']._serialized_start=571
-  _globals['_LISTTOKENSREQUEST']._serialized_end=641
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=643
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=737
-  _globals['_TOKENSERVICE']._serialized_start=837
-  _globals['_TOKENSERVICE']._serialized_end=996
+  _globals['_DRAINTOKENREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DRAINTOKENREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_DRAINTOKENREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DRAINTOKENREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
+  _globals['_DRAINTOKENREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_DRAINTOKENREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_QUARANTINETOKENREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_QUARANTINETOKENREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_QUARANTINETOKENREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_QUARANTINETOKENREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
+  _globals['_QUARANTINETOKENREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_QUARANTINETOKENREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_RESUMETOKENREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RESUMETOKENREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_RESUMETOKENREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_RESUMETOKENREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
+  _globals['_RESUMETOKENREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_RESUMETOKENREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_TOKENSTATE']._serialized_start=1295
+  _globals['_TOKENSTATE']._serialized_end=1434
+  _globals['_BREAKERSTATE']._serialized_start=1436
+  _globals['_BREAKERSTATE']._serialized_end=1518
+  _globals['_TOKEN']._serialized_start=167
+  _globals['_TOKEN']._serialized_end=700
+  _globals['_CAPABILITY']._serialized_start=702
+  _globals['_CAPABILITY']._serialized_end=812
+  _globals['_GETTOKENREQUEST']._serialized_start=814
+  _globals['_GETTOKENREQUEST']._serialized_end=851
+  _globals['_LISTTOKENSREQUEST']._serialized_start=853
+  _globals['_LISTTOKENSREQUEST']._serialized_end=923
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=925
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1019
+  _globals['_DRAINTOKENREQUEST']._serialized_start=1021
+  _globals['_DRAINTOKENREQUEST']._serialized_end=1108
+  _globals['_QUARANTINETOKENREQUEST']._serialized_start=1110
+  _globals['_QUARANTINETOKENREQUEST']._serialized_end=1202
+  _globals['_RESUMETOKENREQUEST']._serialized_start=1204
+  _globals['_RESUMETOKENREQUEST']._serialized_end=1292
+  _globals['_TOKENSERVICE']._serialized_start=1521
+  _globals['_TOKENSERVICE']._serialized_end=1896
 # @@protoc_insertion_point(module_scope)

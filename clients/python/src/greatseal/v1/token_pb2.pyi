@@ -5,7 +5,9 @@ The tokens that hold the keys."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from greatseal.v1 import types_pb2 as _types_pb2
@@ -36,6 +38,12 @@ class _TokenStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenState
     """It cannot be reached; it is tried again by itself."""
     LOCKED: _TokenState.ValueType  # 4
     """It needs an operator, most often because its PIN was refused."""
+    DRAINING: _TokenState.ValueType  # 5
+    """An operator drains it: it finishes what it has accepted."""
+    DRAINED: _TokenState.ValueType  # 6
+    """An operator has drained it: it has no host, and gets nothing until it is resumed."""
+    QUARANTINED: _TokenState.ValueType  # 7
+    """An operator has taken it out of service at once; it gets nothing until it is resumed."""
 
 class TokenState(_TokenState, metaclass=_TokenStateEnumTypeWrapper):
     """Where a token is."""
@@ -50,7 +58,41 @@ UNREACHABLE: TokenState.ValueType  # 3
 """It cannot be reached; it is tried again by itself."""
 LOCKED: TokenState.ValueType  # 4
 """It needs an operator, most often because its PIN was refused."""
+DRAINING: TokenState.ValueType  # 5
+"""An operator drains it: it finishes what it has accepted."""
+DRAINED: TokenState.ValueType  # 6
+"""An operator has drained it: it has no host, and gets nothing until it is resumed."""
+QUARANTINED: TokenState.ValueType  # 7
+"""An operator has taken it out of service at once; it gets nothing until it is resumed."""
 Global___TokenState: _TypeAlias = TokenState  # noqa: Y015
+
+class _BreakerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BreakerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BREAKER_STATE_UNSPECIFIED: _BreakerState.ValueType  # 0
+    """Never sent."""
+    CLOSED: _BreakerState.ValueType  # 1
+    """It is used."""
+    OPEN: _BreakerState.ValueType  # 2
+    """It failed again and again, and is left alone for a while."""
+    HALF_OPEN: _BreakerState.ValueType  # 3
+    """It is tried with one operation at a time, until one succeeds."""
+
+class BreakerState(_BreakerState, metaclass=_BreakerStateEnumTypeWrapper):
+    """What is done with a token that has failed."""
+
+BREAKER_STATE_UNSPECIFIED: BreakerState.ValueType  # 0
+"""Never sent."""
+CLOSED: BreakerState.ValueType  # 1
+"""It is used."""
+OPEN: BreakerState.ValueType  # 2
+"""It failed again and again, and is left alone for a while."""
+HALF_OPEN: BreakerState.ValueType  # 3
+"""It is tried with one operation at a time, until one succeeds."""
+Global___BreakerState: _TypeAlias = BreakerState  # noqa: Y015
 
 @_typing.final
 class Token(_message.Message):
@@ -69,6 +111,11 @@ class Token(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    OPERATION_TIME_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
+    LAST_SUCCESS_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tokens/{token}`."""
     state: Global___TokenState.ValueType
@@ -87,6 +134,12 @@ class Token(_message.Message):
     """Its firmware, MAJOR.MINOR."""
     sessions: _builtins.int
     """Sessions that its host works with at a time."""
+    waiting: _builtins.int
+    """Operations that wait for it and that its host does not have yet."""
+    in_flight: _builtins.int
+    """Operations that its host has."""
+    breaker: Global___BreakerState.ValueType
+    """Whether it is used after failures."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Capability]:
         """What it can do, as far as is known."""
@@ -94,6 +147,14 @@ class Token(_message.Message):
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The keys in it, `keys/{key}`: those that the caller may read."""
+
+    @_builtins.property
+    def operation_time(self) -> _duration_pb2.Duration:
+        """How long one operation takes in one session; absent while that was not measured."""
+
+    @_builtins.property
+    def last_success_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last signed for this run of the daemon; absent before the first time."""
 
     def __init__(
         self,
@@ -109,10 +170,15 @@ class Token(_message.Message):
         sessions: _builtins.int = ...,
         capabilities: _abc.Iterable[Global___Capability] | None = ...,
         keys: _abc.Iterable[_builtins.str] | None = ...,
+        waiting: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        operation_time: _duration_pb2.Duration | None = ...,
+        breaker: Global___BreakerState.ValueType = ...,
+        last_success_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_success_time", b"last_success_time", "operation_time", b"operation_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "firmware", b"firmware", "keys", b"keys", "label", b"label", "manufacturer", b"manufacturer", "model", b"model", "name", b"name", "serial", b"serial", "sessions", b"sessions", "state", b"state", "state_detail", b"state_detail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "capabilities", b"capabilities", "firmware", b"firmware", "in_flight", b"in_flight", "keys", b"keys", "label", b"label", "last_success_time", b"last_success_time", "manufacturer", b"manufacturer", "model", b"model", "name", b"name", "operation_time", b"operation_time", "serial", b"serial", "sessions", b"sessions", "state", b"state", "state_detail", b"state_detail", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -223,3 +289,93 @@ class ListTokensResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTokensResponse: _TypeAlias = ListTokensResponse  # noqa: Y015
+
+@_typing.final
+class DrainTokenRequest(_message.Message):
+    """Asks for a token to be drained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tokens/{token}`."""
+    request_id: _builtins.str
+    """A UUID; the same request again changes nothing more."""
+    reason: _builtins.str
+    """Why, one line of at most 512 characters; it stands in the log and in the token's state_detail."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainTokenRequest: _TypeAlias = DrainTokenRequest  # noqa: Y015
+
+@_typing.final
+class QuarantineTokenRequest(_message.Message):
+    """Asks for a token to be quarantined."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tokens/{token}`."""
+    request_id: _builtins.str
+    """A UUID; the same request again changes nothing more."""
+    reason: _builtins.str
+    """Why, one line of at most 512 characters; it stands in the log and in the token's state_detail."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantineTokenRequest: _TypeAlias = QuarantineTokenRequest  # noqa: Y015
+
+@_typing.final
+class ResumeTokenRequest(_message.Message):
+    """Asks for a token to be put back into service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tokens/{token}`."""
+    request_id: _builtins.str
+    """A UUID; the same request again changes nothing more."""
+    reason: _builtins.str
+    """Why, one line of at most 512 characters; it stands in the log."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeTokenRequest: _TypeAlias = ResumeTokenRequest  # noqa: Y015

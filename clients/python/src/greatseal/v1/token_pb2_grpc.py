@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class TokenServiceStub(object):
-    """Shows the tokens and what they can do. Needs the action `readTokens`. No slot, module path or PIN is on the wire.
+    """Shows the tokens and what they can do, and takes them out of service. Reading needs the action `readTokens`.
+    No slot, module path or PIN is on the wire. What is changed holds for the daemon that is asked, restarts included;
+    daemons that share a log have tokens of their own.
     """
 
     def __init__(self, channel):
@@ -45,10 +47,27 @@ class TokenServiceStub(object):
                 request_serializer=greatseal_dot_v1_dot_token__pb2.ListTokensRequest.SerializeToString,
                 response_deserializer=greatseal_dot_v1_dot_token__pb2.ListTokensResponse.FromString,
                 _registered_method=True)
+        self.DrainToken = channel.unary_unary(
+                '/greatseal.v1.TokenService/DrainToken',
+                request_serializer=greatseal_dot_v1_dot_token__pb2.DrainTokenRequest.SerializeToString,
+                response_deserializer=greatseal_dot_v1_dot_token__pb2.Token.FromString,
+                _registered_method=True)
+        self.QuarantineToken = channel.unary_unary(
+                '/greatseal.v1.TokenService/QuarantineToken',
+                request_serializer=greatseal_dot_v1_dot_token__pb2.QuarantineTokenRequest.SerializeToString,
+                response_deserializer=greatseal_dot_v1_dot_token__pb2.Token.FromString,
+                _registered_method=True)
+        self.ResumeToken = channel.unary_unary(
+                '/greatseal.v1.TokenService/ResumeToken',
+                request_serializer=greatseal_dot_v1_dot_token__pb2.ResumeTokenRequest.SerializeToString,
+                response_deserializer=greatseal_dot_v1_dot_token__pb2.Token.FromString,
+                _registered_method=True)
 
 
 class TokenServiceServicer(object):
-    """Shows the tokens and what they can do. Needs the action `readTokens`. No slot, module path or PIN is on the wire.
+    """Shows the tokens and what they can do, and takes them out of service. Reading needs the action `readTokens`.
+    No slot, module path or PIN is on the wire. What is changed holds for the daemon that is asked, restarts included;
+    daemons that share a log have tokens of their own.
     """
 
     def GetToken(self, request, context):
@@ -60,6 +79,28 @@ class TokenServiceServicer(object):
 
     def ListTokens(self, request, context):
         """Lists the tokens, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainToken(self, request, context):
+        """Has a token finish what it has accepted and take nothing new; then its host ends and lets go of the device.
+        Returns at once, most often in state DRAINING. Needs the action `drainToken`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuarantineToken(self, request, context):
+        """Takes a token out of service at once: only what its host has already is finished. Needs the action `quarantineToken`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeToken(self, request, context):
+        """Puts a drained or quarantined token back into service. Needs the action `resumeToken`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +119,21 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     request_deserializer=greatseal_dot_v1_dot_token__pb2.ListTokensRequest.FromString,
                     response_serializer=greatseal_dot_v1_dot_token__pb2.ListTokensResponse.SerializeToString,
             ),
+            'DrainToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainToken,
+                    request_deserializer=greatseal_dot_v1_dot_token__pb2.DrainTokenRequest.FromString,
+                    response_serializer=greatseal_dot_v1_dot_token__pb2.Token.SerializeToString,
+            ),
+            'QuarantineToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuarantineToken,
+                    request_deserializer=greatseal_dot_v1_dot_token__pb2.QuarantineTokenRequest.FromString,
+                    response_serializer=greatseal_dot_v1_dot_token__pb2.Token.SerializeToString,
+            ),
+            'ResumeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeToken,
+                    request_deserializer=greatseal_dot_v1_dot_token__pb2.ResumeTokenRequest.FromString,
+                    response_serializer=greatseal_dot_v1_dot_token__pb2.Token.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'greatseal.v1.TokenService', rpc_method_handlers)
@@ -87,7 +143,9 @@ def add_TokenServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenService(object):
-    """Shows the tokens and what they can do. Needs the action `readTokens`. No slot, module path or PIN is on the wire.
+    """Shows the tokens and what they can do, and takes them out of service. Reading needs the action `readTokens`.
+    No slot, module path or PIN is on the wire. What is changed holds for the daemon that is asked, restarts included;
+    daemons that share a log have tokens of their own.
     """
 
     @staticmethod
@@ -134,6 +192,87 @@ class TokenService(object):
             '/greatseal.v1.TokenService/ListTokens',
             greatseal_dot_v1_dot_token__pb2.ListTokensRequest.SerializeToString,
             greatseal_dot_v1_dot_token__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greatseal.v1.TokenService/DrainToken',
+            greatseal_dot_v1_dot_token__pb2.DrainTokenRequest.SerializeToString,
+            greatseal_dot_v1_dot_token__pb2.Token.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuarantineToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greatseal.v1.TokenService/QuarantineToken',
+            greatseal_dot_v1_dot_token__pb2.QuarantineTokenRequest.SerializeToString,
+            greatseal_dot_v1_dot_token__pb2.Token.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/greatseal.v1.TokenService/ResumeToken',
+            greatseal_dot_v1_dot_token__pb2.ResumeTokenRequest.SerializeToString,
+            greatseal_dot_v1_dot_token__pb2.Token.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TokenServiceStub:
-    """Shows the tokens and what they can do. Needs the action `readTokens`. No slot, module path or PIN is on the wire."""
+    """Shows the tokens and what they can do, and takes them out of service. Reading needs the action `readTokens`.
+    No slot, module path or PIN is on the wire. What is changed holds for the daemon that is asked, restarts included;
+    daemons that share a log have tokens of their own.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +40,41 @@ class TokenServiceStub:
     """Returns one token."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_token_pb2.ListTokensRequest, _token_pb2.ListTokensResponse]
     """Lists the tokens, by name."""
+    DrainToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.DrainTokenRequest, _token_pb2.Token]
+    """Has a token finish what it has accepted and take nothing new; then its host ends and lets go of the device.
+    Returns at once, most often in state DRAINING. Needs the action `drainToken`.
+    """
+    QuarantineToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.QuarantineTokenRequest, _token_pb2.Token]
+    """Takes a token out of service at once: only what its host has already is finished. Needs the action `quarantineToken`."""
+    ResumeToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.ResumeTokenRequest, _token_pb2.Token]
+    """Puts a drained or quarantined token back into service. Needs the action `resumeToken`."""
 
 @_typing.type_check_only
 class TokenServiceAsyncStub(TokenServiceStub):
-    """Shows the tokens and what they can do. Needs the action `readTokens`. No slot, module path or PIN is on the wire."""
+    """Shows the tokens and what they can do, and takes them out of service. Reading needs the action `readTokens`.
+    No slot, module path or PIN is on the wire. What is changed holds for the daemon that is asked, restarts included;
+    daemons that share a log have tokens of their own.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetToken: _aio.UnaryUnaryMultiCallable[_token_pb2.GetTokenRequest, _token_pb2.Token]  # type: ignore[assignment]
     """Returns one token."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_token_pb2.ListTokensRequest, _token_pb2.ListTokensResponse]  # type: ignore[assignment]
     """Lists the tokens, by name."""
+    DrainToken: _aio.UnaryUnaryMultiCallable[_token_pb2.DrainTokenRequest, _token_pb2.Token]  # type: ignore[assignment]
+    """Has a token finish what it has accepted and take nothing new; then its host ends and lets go of the device.
+    Returns at once, most often in state DRAINING. Needs the action `drainToken`.
+    """
+    QuarantineToken: _aio.UnaryUnaryMultiCallable[_token_pb2.QuarantineTokenRequest, _token_pb2.Token]  # type: ignore[assignment]
+    """Takes a token out of service at once: only what its host has already is finished. Needs the action `quarantineToken`."""
+    ResumeToken: _aio.UnaryUnaryMultiCallable[_token_pb2.ResumeTokenRequest, _token_pb2.Token]  # type: ignore[assignment]
+    """Puts a drained or quarantined token back into service. Needs the action `resumeToken`."""
 
 class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows the tokens and what they can do. Needs the action `readTokens`. No slot, module path or PIN is on the wire."""
+    """Shows the tokens and what they can do, and takes them out of service. Reading needs the action `readTokens`.
+    No slot, module path or PIN is on the wire. What is changed holds for the daemon that is asked, restarts included;
+    daemons that share a log have tokens of their own.
+    """
 
     @_abc_1.abstractmethod
     def GetToken(
@@ -66,5 +91,31 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_token_pb2.ListTokensResponse, _abc.Awaitable[_token_pb2.ListTokensResponse]]:
         """Lists the tokens, by name."""
+
+    @_abc_1.abstractmethod
+    def DrainToken(
+        self,
+        request: _token_pb2.DrainTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_pb2.Token, _abc.Awaitable[_token_pb2.Token]]:
+        """Has a token finish what it has accepted and take nothing new; then its host ends and lets go of the device.
+        Returns at once, most often in state DRAINING. Needs the action `drainToken`.
+        """
+
+    @_abc_1.abstractmethod
+    def QuarantineToken(
+        self,
+        request: _token_pb2.QuarantineTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_pb2.Token, _abc.Awaitable[_token_pb2.Token]]:
+        """Takes a token out of service at once: only what its host has already is finished. Needs the action `quarantineToken`."""
+
+    @_abc_1.abstractmethod
+    def ResumeToken(
+        self,
+        request: _token_pb2.ResumeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_pb2.Token, _abc.Awaitable[_token_pb2.Token]]:
+        """Puts a drained or quarantined token back into service. Needs the action `resumeToken`."""
 
 def add_TokenServiceServicer_to_server(servicer: TokenServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -55,6 +55,7 @@ class Group:
     algorithm: Algorithm
     operations: list[Operation] = field(default_factory=list)
     owners: list[tuple[Call, int, int]] = field(default_factory=list)
+    movable: bool = False
 
     def fail(self, detail: str, *, retry: bool, locked: bool) -> None:
         """Answer every operation: certainly not signed."""
@@ -63,7 +64,7 @@ class Group:
 
     def split(self, count: int) -> Group:
         """Take the first `count` operations out into a group of their own."""
-        taken = Group(self.uri, self.algorithm, self.operations[:count])
+        taken = Group(self.uri, self.algorithm, self.operations[:count], movable=self.movable)
         del self.operations[:count]
         left = count
         while left:

@@ -13,13 +13,15 @@ Invariants:
   `unknown` when it dies, and more only while it answers;
 - what operators did at the host is in the log before the host gets work again: it waits for our word;
 - no failure latches: a token that fails again and again is left alone for a growing while, then
-  tried with one operation (`breaker.py`). A token locked by its PIN is the host's to watch.
+  tried with one operation (`breaker.py`). A token locked by its PIN is the host's to watch;
+- a token that was withdrawn gets nothing more and has no host, once the one that it had has finished.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
@@ -47,12 +49,14 @@ from greatseald.adapters.tokens.frames import (
 from greatseald.domain.errors import GreatsealError, TokenLocked, TokenUnavailable
 from greatseald.domain.tokens import TokenSettings
 from greatseald.ports.tokens import (
+    WITHDRAWN,
     NotSigned,
     Operation,
     OperatorAct,
     SignResult,
     TokenInfo,
     TokenKey,
+    TokenLoad,
     TokenState,
 )
 
@@ -69,6 +73,8 @@ _NOTE_PAUSE_SECONDS: Final = 1.0
 _KNOWN_ACTS: Final = 256
 """Acts of operators that are remembered as noted: a host that ended before it heard so tells of them again."""
 _PING_SECONDS: Final = 5.0
+_PATIENCE_SECONDS: Final = 0.5
+"""A token that is late by so much, and by ten operations, lets others have what waits for it."""
 _WINDOW_SECONDS: Final = 0.08
 _MAX_WINDOW: Final = 2048
 _FRAME_OPERATIONS: Final = 512
@@ -107,11 +113,16 @@ class SupervisedToken:
         self._breaker = breaker_of(settings)
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._withdrawn: TokenState | None = None
+        self._why = ""
+        self._withdrawing: asyncio.Task[None] | None = None
+        self._finishing = False
         self._connection: HostConnection | None = None
         self._ready = False
         # Work that no host has: groups of this tick by key and algorithm, then in the order of their first operation.
-        self._tick: dict[tuple[str, Algorithm], Group] = {}
+        self._tick: dict[tuple[str, Algorithm, bool], Group] = {}
         self._waiting: deque[Group] = deque()
+        self._unhanded = 0
         self._searches: dict[int, asyncio.Future[TokenKey]] = {}
         # Work that the host has, oldest first: Sign frames, searches and pings by their number.
         self._handed: dict[int, Frame | str] = {}
@@ -119,6 +130,7 @@ class SupervisedToken:
         self._messages = 0
         self._next_id = 0
         self._operation_seconds = 0.0
+        self._last_success = 0.0
         self._failures_in_a_row = 0
         self._leaving = False
         self._progress = 0.0
@@ -155,9 +167,17 @@ class SupervisedToken:
         return self._info
 
     @property
-    def breaker_open(self) -> bool:
-        """Whether it failed so often that it is left alone for a while."""
-        return self._breaker.open
+    def load(self) -> TokenLoad:
+        """How busy it is, and how fast."""
+        return TokenLoad(
+            self._unhanded,
+            self._outstanding,
+            self._operation_seconds,
+            self._info.sessions if self._info is not None else self._settings.sessions,
+            self._late(),
+            self._breaker.state,
+            self._last_success,
+        )
 
     @property
     def host_pid(self) -> int | None:
@@ -166,7 +186,7 @@ class SupervisedToken:
 
     async def start(self) -> None:
         """Start or reach the host in the background; returns at once and raises for nothing a token can do."""
-        if self._task is None:
+        if self._task is None and self._withdrawn is None:
             self._set_state(TokenState.STARTING, "its host is starting")
             self._task = asyncio.create_task(self._run(), name=f"token {self.name}")
             self._task.add_done_callback(self._ended)
@@ -181,8 +201,57 @@ class SupervisedToken:
         """Let the host finish what it has (at most `operation_timeout`), end it; what it does not have fails."""
         self._stopping = True
         self._fail_waiting("the daemon is stopping", retry=True, locked=False)
+        if self._withdrawing is not None:
+            self._withdrawing.cancel()
+        await self._end_host()
+        self._set_state(TokenState.UNAVAILABLE, "stopped")
+
+    def withdraw(self, state: TokenState, why: str) -> None:
+        """Take it out of service; see the port."""
+        self._withdrawn, self._why = state, why
+        if state is TokenState.QUARANTINED:
+            self._fail_waiting(why, retry=True, locked=False)
+        busy = self._task is not None
+        self._set_state(TokenState.DRAINING if busy and state is TokenState.DRAINED else state, why)
+        if busy and self._withdrawing is None:
+            self._withdrawing = asyncio.create_task(self._withdraw(), name=f"withdrawal of token {self.name}")
+
+    async def _withdraw(self) -> None:
+        """Bring what was accepted to its end, then the host."""
+        self._finishing = True
+        while self._ready and (self._tick or self._waiting or self._handed):
+            await self._idle.wait()
+            await asyncio.sleep(0)  # what this tick collects is handed over in the next
+        self._finishing = False
+        await self._end_host()
+        self._fail_waiting(self._why, retry=True, locked=False)
+        self._withdrawing = None
+        if self._withdrawn is not None:
+            self._set_state(self._withdrawn, self._why)
+
+    async def restore(self) -> None:
+        """Put it back into service; see the port. One that was quarantined is tried with one operation first."""
+        if self._withdrawn is None:
+            return
+        if self._withdrawing is not None and self._finishing and self._ready:
+            self._withdrawing.cancel()
+            self._withdrawing, self._finishing = None, False
+        elif self._withdrawing is not None:
+            await asyncio.shield(self._withdrawing)
+        withdrawn, self._withdrawn = self._withdrawn, None
+        self._breaker = breaker_of(self._settings)
+        if withdrawn is TokenState.QUARANTINED:
+            self._breaker.failed()
+            self._breaker.probe()
+        if self._task is None:
+            await self.start()
+        else:
+            self._set_state(TokenState.READY, "")
+
+    async def _end_host(self) -> None:
+        """Let the host finish what it has, at most `operation_timeout`, and supervise no further one."""
         task, connection = self._task, self._connection
-        if connection is not None and self._ready:
+        if connection is not None and (self._ready or self._leaving):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self._settings.operation_timeout)
             await connection.finish()
@@ -190,9 +259,9 @@ class SupervisedToken:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            self._task = None
         if connection is not None:
             await connection.end()
-        self._set_state(TokenState.UNAVAILABLE, "stopped")
 
     async def find_key(self, uri: str) -> TokenKey:
         """Find the one private key that `uri` means; see the port.
@@ -218,7 +287,9 @@ class SupervisedToken:
         finally:
             self._searches.pop(number, None)
 
-    def sign(self, uri: str, algorithm: Algorithm, operations: Sequence[Operation]) -> AsyncIterator[list[SignResult]]:
+    def sign(
+        self, uri: str, algorithm: Algorithm, operations: Sequence[Operation], *, movable: bool = False
+    ) -> AsyncIterator[list[SignResult]]:
         """Sign `operations`; see the port. What is asked for in one tick of the loop travels together.
 
         Raises:
@@ -232,17 +303,18 @@ class SupervisedToken:
             return call
         if not self._tick:
             asyncio.get_running_loop().call_soon(self._end_of_tick)
-        group = self._tick.get((uri, algorithm))
+        group = self._tick.get((uri, algorithm, movable))
         if group is None:
-            group = self._tick[uri, algorithm] = Group(uri, algorithm)
+            group = self._tick[uri, algorithm, movable] = Group(uri, algorithm, movable=movable)
         group.owners.append((call, len(operations), 0))
         group.operations.extend(operations)
+        self._unhanded += len(operations)
         return call
 
     # -- handing over -------------------------------------------------------------------------------
 
     def _require_ready(self) -> HostConnection:
-        if self._ready and self._connection is not None and not self._stopping:
+        if self._ready and self._connection is not None and not self._stopping and self._withdrawn is None:
             return self._connection
         if self._state is TokenState.LOCKED:
             raise TokenLocked(self._detail, token=self.name)
@@ -256,7 +328,7 @@ class SupervisedToken:
         groups = list(self._tick.values())
         self._tick.clear()
         self._waiting.extend(groups)
-        if self._stopping or self._state not in (TokenState.STARTING, TokenState.READY):
+        if self._stopping or not (self._ready or self._state is TokenState.STARTING):
             self._fail_waiting(self._detail, retry=True, locked=self._state is TokenState.LOCKED)
         else:
             self._pump()
@@ -295,6 +367,7 @@ class SupervisedToken:
             message = Sign(number, group.uri, group.algorithm.value, group.operations)
             self._hand_over(number, Frame(group, set(range(count)), size))
             self._outstanding += count
+            self._unhanded -= count
             self._messages += size
             connection.send(message)
 
@@ -378,6 +451,7 @@ class SupervisedToken:
         count = 0
         if message.signed:
             self._breaker.succeeded()
+            self._last_success = time.time()
             self._failures_in_a_row = 0
             count += frame.deliver(message.signed)
         if message.failed:
@@ -419,6 +493,8 @@ class SupervisedToken:
         """Bring up one host after the other, until the token is stopped."""
         while not self._stopping:
             why, locked = await self._one_host()
+            if self._withdrawn is not None:
+                return
             delay = self._breaker.failed()
             if locked:
                 delay = max(delay, _LOCKED_PAUSE_SECONDS)
@@ -496,6 +572,7 @@ class SupervisedToken:
         self._leaving = False
         self._failures_in_a_row = 0
         self._operation_seconds = 0.0
+        self._breaker.probe()
         self._set_state(TokenState.READY, "", note="; ".join(greeting.notes))
         self._pump()
 
@@ -516,6 +593,8 @@ class SupervisedToken:
             now = loop.time()
             # A person has touch_timeout; the last of the device's own waits may begin just before it is over.
             limit = timeout + 2 * self._settings.touch_timeout if self._awaited else timeout
+            if self._late() > _PATIENCE_SECONDS + 10 * self._operation_seconds:
+                self._give_back(f"token {self.name} has not answered for {now - self._progress:.1f} s")
             if self._handed and now - self._progress > limit:
                 connection.lose(f"an operation took longer than the token's operation_timeout of {timeout:g} s")
             elif not self._handed and now - pinged > _PING_SECONDS:
@@ -538,17 +617,37 @@ class SupervisedToken:
             if future is not None and not future.done():
                 future.set_exception(TokenUnavailable(reason, token=self.name))
 
+    def _late(self) -> float:
+        """For how many seconds the host's next result has been overdue. A person who is waited for is not late."""
+        if not self._handed or self._awaited:
+            return 0.0
+        return max(0.0, asyncio.get_running_loop().time() - self._progress - self._operation_seconds)
+
+    def _give_back(self, detail: str) -> None:
+        """Let others do what no host has, where others can: certainly not signed here."""
+        kept: deque[Group] = deque()
+        for group in self._waiting:
+            if group.movable:
+                self._unhanded -= len(group.operations)
+                group.fail(detail, retry=True, locked=False)
+            else:
+                kept.append(group)
+        self._waiting = kept
+
     def _fail_waiting(self, detail: str, *, retry: bool, locked: bool) -> None:
         """Answer every operation that no host has: certainly not signed."""
         groups = [*self._waiting, *self._tick.values()]
         self._waiting.clear()
         self._tick.clear()
+        self._unhanded = 0
         for group in groups:
             group.fail(detail, retry=retry, locked=locked)
 
     # -- telling others -----------------------------------------------------------------------------------
 
     def _set_state(self, state: TokenState, detail: str, *, note: str = "") -> None:
+        if self._withdrawn is not None and state not in WITHDRAWN:
+            return  # what becomes of its last host is no news
         changed = (state, detail) != (self._state, self._detail)
         self._state, self._detail = state, detail
         if state is TokenState.STARTING:
@@ -566,7 +665,7 @@ class SupervisedToken:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """The supervising task never ends by itself: if it does, nobody would answer the calls that wait."""
-        if self._stopping and (task.cancelled() or task.exception() is None):
+        if (self._stopping or self._withdrawn is not None) and (task.cancelled() or task.exception() is None):
             return
         error = (None if task.cancelled() else task.exception()) or RuntimeError("the token's supervision ended")
         self._fatal(error)
