@@ -14,7 +14,8 @@ demo: setup ## sign a model with a key in SoftHSM, verify it with model_signing,
 	@$(PYTHON) scripts/demo.py
 
 test: setup ## run the tests (unit, contract, integration, e2e, faults)
-	@$(PYTHON) -m pytest -m "not bench" $(PYTEST_ARGS)
+	@base=$$(mktemp -d) && trap 'rm -rf "$$base"' EXIT && \
+	$(PYTHON) -m pytest -m "not bench" --numprocesses auto --maxprocesses 4 --dist loadfile --basetemp "$$base/t" $(PYTEST_ARGS)
 
 check: setup ## ruff, mypy --strict, import rules, buf lint, drift of generated files and locks
 	@scripts/check

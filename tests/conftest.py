@@ -3,7 +3,8 @@
 - With CI set, a skip is a failure, unless its reason is one of `ALLOWED_SKIPS`: whatever setup
   installs is there, so a test that finds it missing has found a fault.
 - A run ends with one plain line that counts: `N passed, N failed, N skipped`. It also stands in
-  build/test-result, so that whoever ran the tests first can repeat it last.
+  build/test-result, so that whoever ran the tests first can repeat it last. Where workers share the
+  tests (pytest-xdist), whoever leads them counts.
 """
 
 from __future__ import annotations
@@ -108,8 +109,13 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 _count = _Count()
 
 
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(_count, "greatseal-count")
+    if not _is_worker(config):
+        config.pluginmanager.register(_count, "greatseal-count")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -127,7 +133,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if config.option.collectonly or config.option.help:
+    if config.option.collectonly or config.option.help or _is_worker(config):
         return
     result = config.rootpath / "build" / "test-result"
     result.parent.mkdir(exist_ok=True)
