@@ -47,11 +47,6 @@ _CLASSES: Final[dict[str, type[errors.DaemonError]]] = {
     "DEADLINE_EXCEEDED": errors.DeadlineExceeded,
     "RESOURCE_EXHAUSTED": errors.Exhausted,
 }
-_CLASSES_BY_REASON: Final[dict[str, type[errors.DaemonError]]] = {
-    "KEY_EXISTS": errors.InvalidRequest,
-    "TRANSITION_REFUSED": errors.InvalidRequest,
-}
-"""Where the reason tells more than its code."""
 _CODES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _ALGORITHMS: Final[dict[int, Algorithm]] = {
@@ -101,7 +96,7 @@ def _error(code: str, text: str, details: Iterable[Any], request_id: str) -> err
     info, retry = _details(details)
     reason = info.reason if info is not None else ""
     metadata = _metadata(info) if info is not None else {}
-    kind = _CLASSES_BY_REASON.get(reason) or _CLASSES.get(code, errors.DaemonFault)
+    kind = _CLASSES.get(code, errors.DaemonFault)
     text = clean(text)
     if not reason:
         if kind is errors.Unavailable and _HANDSHAKE.search(text):

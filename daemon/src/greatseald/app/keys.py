@@ -44,16 +44,14 @@ _log = structlog.get_logger("greatseald.keys")
 class SigningKey:
     """One key: its policy and its versions by number.
 
-    `spread_versions` says that its ENABLED versions share the work, rather than stand by for the primary.
+    `witnesses` is how many must have cosigned a checkpoint over a signature before it is released.
     """
 
     name: str
     predicate_types: tuple[str, ...] = ()
     primary: int = 1
-    spread_versions: bool = False
     versions: dict[int, SigningVersion] = field(default_factory=dict)
     witnesses: int = 0
-    """How many must have cosigned a checkpoint over a signature before it is released."""
 
     @property
     def resource_name(self) -> str:
@@ -141,9 +139,7 @@ class KeyRing:
                 each.name, 1, each.algorithms, holdings, certificate_chain=each.certificate_chain, halts=halts
             )
             version.check_certificate()
-            ring.keys[each.name] = SigningKey(
-                each.name, each.predicate_types, 1, each.spread_versions, {1: version}, each.witnesses
-            )
+            ring.keys[each.name] = SigningKey(each.name, each.predicate_types, 1, {1: version}, each.witnesses)
             if version.halt_name in remembered:
                 version.halt(remembered[version.halt_name])
         return ring
@@ -218,7 +214,7 @@ class KeyRing:
         return halted[0]
 
     def update(self, settings: Iterable[KeySettings]) -> list[str]:
-        """Take what a reload may change of a key: its certificate chain, predicate types and whether its versions share the work. Returns `keys/{key}` of those.
+        """Take what a reload may change of a key: its certificate chain and predicate types. Returns `keys/{key}` of those.
 
         A key that is new, gone, or of another token, object, algorithm or number of witnesses waits for a restart.
         """
@@ -228,10 +224,9 @@ class KeyRing:
             version = key.versions.get(1) if key is not None else None
             if key is None or version is None or not _is_of(version, new) or new.witnesses != key.witnesses:
                 continue
-            before = (key.predicate_types, version.certificate_chain, key.spread_versions)
-            if (new.predicate_types, new.certificate_chain, new.spread_versions) == before:
+            if (new.predicate_types, new.certificate_chain) == (key.predicate_types, version.certificate_chain):
                 continue
-            key.predicate_types, key.spread_versions = new.predicate_types, new.spread_versions
+            key.predicate_types = new.predicate_types
             version.certificate_chain = new.certificate_chain
             version.check_certificate()
             changed.append(new.resource_name)

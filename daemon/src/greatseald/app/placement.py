@@ -101,9 +101,7 @@ class Placement:
             if _may(key.primary_version, request.algorithm, now)
             else []
         )
-        if found and not key.spread_versions:
-            return found
-        return found + _others(key, request.algorithm, job.tried, now)
+        return found or _others(key, request.algorithm, job.tried, now)
 
     def has_another(self, job: Job, now: float) -> bool:
         """Whether a lane is left for a job besides the one that failed it just now."""

@@ -79,30 +79,23 @@ class SignedHead:
 class Work:
     """What one caller waits for: entries to write, pairs of entries to prove, or both.
 
-    Intents carry `requests`, outcomes carry `closes` (the intents' indexes, None for an entry beside
-    them), each parallel to `entries`. After the round `indexes` and `leaves` are parallel to `entries`, with `ABSENT` where
+    Intents carry `requests`, outcomes carry `closes` (the intents' indexes), each parallel to
+    `entries`. After the round `indexes` and `leaves` are parallel to `entries`, with `ABSENT` where
     an attempt was on record already or another front had closed the intent; and where `released`
     was asked for, `head` is the checkpoint and `proofs` has one (intent's, outcome's) pair for each
     of `closes` that was written and then for each of `prove`. With `forget_before_ms`, a bounded
     number of requests on record from before that time (Unix, milliseconds) is forgotten. `of_the_dead`
     says that `closes` are intents of other boots. `also` is something else to be done to the store, by this
     thread because it writes; its result is in `answer`.
-
-    `authority` is the index of the newest entry that gives authority, as whoever made the entries knew
-    it. If the log has a newer one by then, nothing of the work is written and `stale` is set. With
-    `gives_authority` the work is written whole or not at all, and its last entry becomes the newest.
     """
 
     future: asyncio.Future[Work]
     entries: list[bytes] = field(default_factory=list)
     requests: list[tuple[RequestKey, bytes]] | None = None
-    closes: Sequence[int | None] | None = None
+    closes: Sequence[int] | None = None
     prove: Sequence[tuple[int, int]] = ()
     released: bool = False
     of_the_dead: bool = False
-    authority: int | None = None
-    gives_authority: bool = False
-    stale: bool = False
     forget_before_ms: int | None = None
     forgotten: int = 0
     also: Callable[[], object] | None = None
@@ -313,22 +306,16 @@ class LogWriter:
         for work in works:
             if not work.leaves:
                 work.leaves = [leaf_hash(entry) for entry in work.entries]
-            if work.authority is not None and work.authority != authority:
-                work.stale = True
-                work.refused = frozenset(range(len(work.entries)))
-            if (
-                len(work.entries) == 1 and not work.refused
-            ):  # most works, written out: what they cost is what a call costs
+            # Most works, written out: what they cost is what a call costs.
+            if len(work.entries) == 1 and not work.refused:
                 work.indexes = (index,)
                 entries.append(work.entries[0])
                 leaves.append(work.leaves[0])
                 if work.requests is not None:
                     requests.append(NewRequest(*work.requests[0], index))
                     opened.append(index)
-                elif work.closes is not None and work.closes[0] is not None:
+                elif work.closes is not None:
                     closed.append(Closing(work.closes[0], index))
-                if work.gives_authority:
-                    authority = index
                 index += 1
                 continue
             if work.refused:
@@ -339,15 +326,12 @@ class LogWriter:
                 entries += work.entries
                 leaves += work.leaves
                 index = end
-                if work.gives_authority:
-                    authority = end - 1
             if work.requests is not None:
                 written = zip(work.requests, work.indexes, strict=True)
                 requests += [NewRequest(key, digest, at) for (key, digest), at in written if at != ABSENT]
                 opened += [at for at in work.indexes if at != ABSENT]
             elif work.closes is not None:
-                pairs = zip(work.closes, work.indexes, strict=True)
-                closed += [Closing(intent, at) for intent, at in pairs if at != ABSENT and intent is not None]
+                closed += [Closing(*pair) for pair in zip(work.closes, work.indexes, strict=True) if pair[1] != ABSENT]
         tiles = [Tile(*tile) for tile in self._tree.append(leaves)] if leaves else []
         root, frontier = self._tree.root(), self._tree.frontier()
         head = Head(index, root, frontier, self._seal.mac(index, root, frontier, authority), authority)
@@ -465,10 +449,7 @@ def _closed_for_the_dead(works: list[Work]) -> int:
 def _refuse_closed(works: list[Work], lost: set[int]) -> None:
     for work in works:
         if work.closes is not None:
-            refused = {position for position, intent in enumerate(work.closes) if intent in lost}
-            if refused and work.gives_authority:
-                refused = set(range(len(work.entries)))
-            work.refused |= refused
+            work.refused |= {position for position, intent in enumerate(work.closes) if intent in lost}
 
 
 def _refuse_known(works: list[Work], known: set[RequestKey]) -> None:

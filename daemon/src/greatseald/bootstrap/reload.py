@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("greatseald.reload")
 
 _LIVE_SERVER_KEYS: Final = frozenset({"log_level", "tls_cert", "tls_key", "client_ca"})
-_LIVE_KEY_KEYS: Final = frozenset({"certificate_chain", "predicate_types", "spread_versions"})
+_LIVE_KEY_KEYS: Final = frozenset({"certificate_chain", "predicate_types"})
 _LIVE_TABLES: Final = frozenset({"allow", "deny", "chains"})
 
 

@@ -501,8 +501,6 @@ class KeyTable(Table):
         match = _WITNESSED.fullmatch(self.release)
         return int(match[1]) if match else 0
 
-    spread_versions: bool = False
-
     @model_validator(mode="after")
     def _is_held(self) -> Self:
         if self.holders and (self.token or self.uri):
@@ -615,7 +613,6 @@ class Settings(Table):
                 predicate_types=key.predicate_types,
                 certificate_chain=self.chains.get(key.name, ()),
                 witnesses=key.witnesses,
-                spread_versions=key.spread_versions,
             )
             for key in self.keys
         )

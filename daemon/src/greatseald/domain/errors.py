@@ -6,8 +6,8 @@
     │   ├── KeyNotFound  TokenUnknown  EntryNotFound  EntryPruned
     │   ├── ArgumentInvalid  DigestInvalid  AlgorithmNotOffered  PayloadTypeUnknown
     │   ├── StatementInvalid  PredicateTypeNotAllowed  RequestTooLarge
-    │   ├── RequestIdReused  RequestInFlight  CertificateUnusable  KeyHalted  TokenLocked
-    │   └── TransitionRefused  KeyNotEnabled  KeyExists
+    │   ├── RequestIdReused  RequestInFlight  CertificateUnusable
+    │   └── KeyHalted  KeyNotEnabled  TokenLocked
     └── Failure                     the request was sound and the daemon could not serve it
         ├── TokenUnavailable  SigningFailed  OutcomeUnknown
         ├── Overloaded  ShuttingDown  LogUnavailable  DiskReserveReached  DeadlinePassed
@@ -155,22 +155,10 @@ class KeyHalted(Refusal):
     reason = "KEY_HALTED"
 
 
-class TransitionRefused(Refusal):
-    """A key version cannot go from the state it is in to the one that was asked for; metadata `state` names it."""
-
-    reason = "TRANSITION_REFUSED"
-
-
 class KeyNotEnabled(Refusal):
     """The key version is in a state in which it does not sign; metadata `state` names it."""
 
     reason = "KEY_NOT_ENABLED"
-
-
-class KeyExists(Refusal):
-    """There is a key of this name already, or the key pair is a version of another."""
-
-    reason = "KEY_EXISTS"
 
 
 class TokenLocked(Refusal):

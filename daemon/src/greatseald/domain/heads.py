@@ -3,8 +3,8 @@
 Whoever can write to the database can write a head row; only the daemon can seal one. The key is 32
 bytes that the database never sees.
 
-A head also says where the newest entry stands that gives authority (`app/authority.py`), so that no
-database can hold one back. Heads of before that have another form, which is read for ever and never
+A head has room for where the newest entry stands that gives authority, so that no database can hold one
+back; until keys are managed through the API there is none. Heads of before that have another form, which is read for ever and never
 written again.
 """
 

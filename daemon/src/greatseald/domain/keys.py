@@ -33,8 +33,7 @@ class KeySettings:
     `holders` are the tokens that hold one and the same key pair; `algorithms` has at least one, the
     first being the default; `predicate_types` narrows the in-toto predicates it signs, and empty
     means any; `certificate_chain` holds DER certificates, leaf first; `witnesses` is how many must have
-    cosigned a checkpoint over a signature before it is released; `spread_versions` says that its
-    ENABLED versions share the work, rather than stand by for the primary.
+    cosigned a checkpoint over a signature before it is released.
     """
 
     name: str
@@ -43,7 +42,6 @@ class KeySettings:
     predicate_types: tuple[str, ...] = ()
     certificate_chain: tuple[bytes, ...] = ()
     witnesses: int = 0
-    spread_versions: bool = False
 
     @property
     def resource_name(self) -> str:

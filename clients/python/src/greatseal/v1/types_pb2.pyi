@@ -135,21 +135,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
     TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 27
     """The caller may read tokens, and no token has this name (NOT_FOUND)."""
-    TRANSITION_REFUSED: _ErrorReason.ValueType  # 28
-    """The key version cannot go from its state to the one asked for; metadata `state` names it (FAILED_PRECONDITION)."""
-    KEY_NOT_ENABLED: _ErrorReason.ValueType  # 29
+    KEY_NOT_ENABLED: _ErrorReason.ValueType  # 28
     """The key version is in a state in which it does not sign; metadata `state` names it (FAILED_PRECONDITION)."""
-    KEY_EXISTS: _ErrorReason.ValueType  # 30
-    """There is a key of this name, or the key pair is a version of another key (ALREADY_EXISTS)."""
-    ANCHOR_DISAGREES: _ErrorReason.ValueType  # 31
+    ANCHOR_DISAGREES: _ErrorReason.ValueType  # 29
     """A witness or a peer has seen another history of the log, so nothing is signed until an operator has found out
     which is true (FAILED_PRECONDITION).
     """
-    WITNESSES_MISSING: _ErrorReason.ValueType  # 32
+    WITNESSES_MISSING: _ErrorReason.ValueType  # 30
     """The signature stands in the log and waits for cosignatures of witnesses; RetryInfo says when to ask again with
     the same request_id, metadata `cosignatures` how many there are and `wanted` how many it takes (UNAVAILABLE).
     """
-    ENTRY_PRUNED: _ErrorReason.ValueType  # 40
+    ENTRY_PRUNED: _ErrorReason.ValueType  # 31
     """The entry was dropped after an export; metadata `export` says where that is, `pruned_size` below which entries
     were (NOT_FOUND).
     """
@@ -215,21 +211,17 @@ INTERNAL_FAULT: ErrorReason.ValueType  # 26
 """A fault of the daemon; its own log has the details under the correlation id in metadata (INTERNAL)."""
 TOKEN_NOT_FOUND: ErrorReason.ValueType  # 27
 """The caller may read tokens, and no token has this name (NOT_FOUND)."""
-TRANSITION_REFUSED: ErrorReason.ValueType  # 28
-"""The key version cannot go from its state to the one asked for; metadata `state` names it (FAILED_PRECONDITION)."""
-KEY_NOT_ENABLED: ErrorReason.ValueType  # 29
+KEY_NOT_ENABLED: ErrorReason.ValueType  # 28
 """The key version is in a state in which it does not sign; metadata `state` names it (FAILED_PRECONDITION)."""
-KEY_EXISTS: ErrorReason.ValueType  # 30
-"""There is a key of this name, or the key pair is a version of another key (ALREADY_EXISTS)."""
-ANCHOR_DISAGREES: ErrorReason.ValueType  # 31
+ANCHOR_DISAGREES: ErrorReason.ValueType  # 29
 """A witness or a peer has seen another history of the log, so nothing is signed until an operator has found out
 which is true (FAILED_PRECONDITION).
 """
-WITNESSES_MISSING: ErrorReason.ValueType  # 32
+WITNESSES_MISSING: ErrorReason.ValueType  # 30
 """The signature stands in the log and waits for cosignatures of witnesses; RetryInfo says when to ask again with
 the same request_id, metadata `cosignatures` how many there are and `wanted` how many it takes (UNAVAILABLE).
 """
-ENTRY_PRUNED: ErrorReason.ValueType  # 40
+ENTRY_PRUNED: ErrorReason.ValueType  # 31
 """The entry was dropped after an export; metadata `export` says where that is, `pruned_size` below which entries
 were (NOT_FOUND).
 """
