@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from greatseal.algorithms import Algorithm
 from greatseald.config import ConfigError, Settings, load, load_token
 from greatseald.config.positions import index_lines, line_of
+from greatseald.domain.keys import Holder
 
 CONFIG = """\
 [server]
@@ -237,6 +238,39 @@ def test_names_must_be_unique_and_known(site):
     assert "keys[1].name: is 'release', as keys[0] is already" in problems(site, text)[0]
     assert "did you mean 'release'?" in problems(site, CONFIG.replace('keys = ["release"]', 'keys = ["relaese"]'))[0]
     assert read(site, CONFIG.replace('keys = ["release"]', 'keys = ["*"]')).rules().allow[0].keys == ("*",)
+
+
+HELD = 'token = "soft"\nuri = "pkcs11:object=release"\n'
+
+
+def held_by(*holders: tuple[str, str]) -> str:
+    """CONFIG with its key in these tokens, the table of holders behind all of the key's own."""
+    assert HELD in CONFIG
+    tables = "".join(f'[[keys.holders]]\ntoken = "{token}"\nuri = "{uri}"\n' for token, uri in holders)
+    before, _, after = CONFIG.replace(HELD, "").partition("[[allow]]")
+    second = CONFIG[CONFIG.index("[[tokens]]") : CONFIG.index("[[keys]]")].replace('name = "soft"', 'name = "hard"')
+    return f"{before}{tables}\n{second}\n[[allow]]{after}"
+
+
+def test_a_key_may_lie_in_several_tokens(site):
+    text = held_by(("soft", "pkcs11:object=release"), ("hard", "pkcs11:object=other"))
+    (key,) = read(site, text).key_settings()
+    assert key.holders == (Holder("soft", "pkcs11:object=release"), Holder("hard", "pkcs11:object=other"))
+    assert read(site).key_settings()[0].holders == (Holder("soft", "pkcs11:object=release"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (held_by(("soft", "pkcs11:object=a"), ("soft", "pkcs11:object=b")), "keys[0].holders[1].token: names the token 'soft' twice"),
+        (held_by(("sofd", "pkcs11:object=a")), "did you mean 'soft'?"),
+        (held_by(("soft", "piv:slot=9c")), "keys[0].holders[0].uri: names a YubiKey's slot"),
+        (held_by(), "names no token and object"),
+        (held_by(("soft", "pkcs11:object=a")).replace("[[keys]]", '[[keys]]\ntoken = "soft"'), "write every token as a holder"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_holder_is_told_by_line_and_key(site, text, why):
+    assert why in "\n".join(problems(site, text))
 
 
 def test_an_unknown_algorithm_gets_the_nearest_known_one(site):
