@@ -150,12 +150,12 @@ def in_memory(pid: int, text: str) -> bool:
 class Terminal:
     """A command on a terminal of its own, and somebody who types."""
 
-    def __init__(self, site: Site, *arguments: str, kind: str = "dumb") -> None:
+    def __init__(self, site: Site, *arguments: str) -> None:
         self.seen = ""
         command = [sys.executable, "-m", "greatseald", "token", *arguments, "--config", str(site.deployment.config)]
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
-            os.execve(command[0], command, clean_environment({"TERM": kind}))
+            os.execve(command[0], command, clean_environment())
 
     def until(self, text: str) -> None:
         deadline = time.monotonic() + WAIT_SECONDS
@@ -201,16 +201,6 @@ def test_two_new_pins_that_differ_change_nothing(site: Site):
     assert terminal.end() == 2
     assert "do not agree" in terminal.seen
     assert site.token("unlock", "soft", "--stdin", stdin=site.pin + "\n").returncode == 0
-
-
-def test_gnupgs_own_pinentry_gives_the_pin(site: Site):
-    terminal = Terminal(site, "unlock", "soft", "--pinentry", "--pinentry-program", "pinentry-curses", kind="xterm")
-    terminal.until("PIN of token soft")
-    terminal.until("<OK>")
-    terminal.type(site.pin)
-    assert terminal.end() == 0, terminal.seen
-    assert "is unlocked" in terminal.seen
-    assert site.pin not in terminal.seen
 
 
 PINENTRY = """#!{python}
