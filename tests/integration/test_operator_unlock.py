@@ -182,7 +182,8 @@ def test_an_answer_that_says_nothing_of_the_pin_costs_one_try_and_the_operator_d
 def test_a_host_that_dies_in_the_login_tries_nothing_by_itself_afterwards(tmp_path: Path, end: str):
     operated = Operated(TokenSite.create(tmp_path, shim=True), operation_timeout=2.0)
     assert operated.site.shim is not None
-    operated.site.shim.rule("C_Login", end, times=1)
+    rule = operated.site.shim.rule("C_Login", end, times=1)
+    shim = operated.site.shim
 
     async def run() -> None:
         async with operated.front() as token:
@@ -190,8 +191,9 @@ def test_a_host_that_dies_in_the_login_tries_nothing_by_itself_afterwards(tmp_pa
             host = token.host_pid
             asking = asyncio.create_task(operated.ask("unlock", operated.pin))
             if end == "hang":  # its time is that of a start, of which a test does not want to wait for the end
-                while not (operated.settings.state_dir / "pin-attempt.latch").exists():
+                while not shim.hits(rule):
                     await asyncio.sleep(0.01)
+                assert (operated.settings.state_dir / "pin-attempt.latch").exists()
                 assert host is not None
                 end_process(host)
             with pytest.raises(HostUnreachable, match="gave no answer"):
@@ -246,6 +248,35 @@ def test_what_no_front_has_noted_is_told_to_the_next(operated: Operated):
         async with operated.front() as token:
             await until_state(token, TokenState.LOCKED)
         assert [(act.action, act.result) for act in operated.acts] == [("unlock", "refused")]
+
+    asyncio.run(run())
+
+
+def test_an_act_whose_host_ends_while_it_is_being_written_is_written_once(operated: Operated):
+    """The log takes its time, and the host is gone before the front can say that it has it."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    record = operated.record
+
+    async def slowly(token: str, act: OperatorAct) -> None:
+        begun.set()
+        await go_on.wait()
+        await record(token, act)
+
+    async def run() -> None:
+        async with operated.front() as token:
+            token._on_act = slowly
+            await until_state(token, TokenState.LOCKED)
+            await operated.ask("unlock", "not-the-pin")
+            await begun.wait()
+            host = token.host_pid
+            assert host is not None
+            end_process(host)
+            while token.host_pid in (host, None) or token.state is not TokenState.LOCKED:
+                await asyncio.sleep(0.01)
+            go_on.set()
+            while json.loads((operated.settings.state_dir / "operator-acts").read_bytes()):
+                await asyncio.sleep(0.01)
+        assert [act.result for act in operated.acts] == ["refused"]
 
     asyncio.run(run())
 

@@ -18,6 +18,7 @@ import pkcs11_shim as ckr
 import pytest
 
 from greatseald.adapters.tokens import frames
+from greatseald.adapters.tokens.supervisor import SupervisedToken
 from greatseald.domain.errors import TokenUnavailable
 from greatseald.ports.tokens import NotSigned, Signed, TokenState
 from token_site import P256, TokenSite, end_process, is_alive, until_state
@@ -106,6 +107,19 @@ def test_a_front_signs_through_a_units_socket_and_a_second_front_after_it(tmp_pa
     assert len(site.ledger()) == 600
 
 
+async def until_it_signs(site: TokenSite, token: SupervisedToken) -> None:
+    while True:
+        await until_state(token, TokenState.READY)
+        operations = site.operations(2)
+        try:
+            results = await site.sign(token, "release", P256, operations)
+        except TokenUnavailable:  # the end of the connection was seen before the call
+            continue
+        if all(isinstance(result, Signed) for result in results):
+            site.verify("release", P256, operations, results)
+            return
+
+
 @pytest.mark.shim
 def test_a_unit_whose_module_hangs_replaces_its_worker_and_the_front_finds_it(tmp_path: Path):
     site = TokenSite.create(tmp_path, shim=True)
@@ -119,11 +133,10 @@ def test_a_unit_whose_module_hangs_replaces_its_worker_and_the_front_finds_it(tm
                 shim.rule("C_Sign", "hang", times=1)
                 results = await site.sign(token, "release", P256, site.operations(20))
                 assert any(isinstance(result, NotSigned) and result.unknown for result in results)
-                await until_state(token, TokenState.READY)
-                operations = site.operations(20)
-                site.verify("release", P256, operations, await site.sign(token, "release", P256, operations))
+                while is_alive(worker):  # the front may be back at it before its own watchdog has ended it
+                    await asyncio.sleep(0.01)
+                await until_it_signs(site, token)
                 assert children(process.pid) != [worker]
-                assert not is_alive(worker)
 
         asyncio.run(run())
 
@@ -135,14 +148,7 @@ def test_a_unit_whose_worker_is_killed_brings_another(tmp_path: Path):
         async def run() -> None:
             async with site.token(host_socket=site.directory / "host.sock") as token:
                 end_process(children(process.pid)[0])
-                while True:
-                    await until_state(token, TokenState.READY)
-                    try:
-                        results = await site.sign(token, "release", P256, site.operations(2))
-                    except TokenUnavailable:  # the end of the connection was seen before the call
-                        continue
-                    if all(isinstance(result, Signed) for result in results):
-                        return
+                await until_it_signs(site, token)
 
         asyncio.run(run())
 

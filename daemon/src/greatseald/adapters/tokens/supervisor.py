@@ -103,7 +103,9 @@ class SupervisedToken:
         self._on_state = on_state
         self._on_touch = on_touch
         self._on_act = on_act
-        self._noting: asyncio.Task[None] | None = None
+        self._noting: set[asyncio.Task[None]] = set()
+        self._note_lock = asyncio.Lock()
+        self._early_acts: Sequence[OperatorAct] = ()
         self._known_acts: deque[str] = deque(maxlen=_KNOWN_ACTS)
         self._on_fatal = on_fatal
         self._awaited = ""
@@ -204,6 +206,8 @@ class SupervisedToken:
         if self._withdrawing is not None:
             self._withdrawing.cancel()
         await self._end_host()
+        if self._noting:  # what is on its way to the log gets there; what cannot is the host's to tell again
+            await asyncio.wait(set(self._noting), timeout=_NOTE_PAUSE_SECONDS)
         self._set_state(TokenState.UNAVAILABLE, "stopped")
 
     def withdraw(self, state: TokenState, why: str) -> None:
@@ -411,26 +415,34 @@ class SupervisedToken:
     def _note(self, acts: Sequence[OperatorAct]) -> None:
         """Have what operators did written into the log, and tell the host; without a log the host waits."""
         connection = self._connection
-        if self._on_act is None or connection is None:
-            return
-        if self._noting is not None:
-            self._noting.cancel()
-        self._noting = asyncio.get_running_loop().create_task(self._note_all(self._on_act, connection, acts))
-        self._noting.add_done_callback(self._noted)
+        if connection is None:  # it tells before `_one_host` has it in hand
+            self._early_acts = acts
+        elif self._on_act is not None:
+            task = asyncio.get_running_loop().create_task(self._note_all(self._on_act, connection, acts))
+            self._noting.add(task)
+            task.add_done_callback(self._noted)
+
+    def _note_early_acts(self) -> None:
+        acts, self._early_acts = self._early_acts, ()
+        if acts:
+            self._note(acts)
 
     async def _note_all(self, write: OnAct, connection: HostConnection, acts: Sequence[OperatorAct]) -> None:
-        for act in acts:
-            while act.id not in self._known_acts:
-                try:
-                    await write(self.name, act)
-                    self._known_acts.append(act.id)
-                except GreatsealError:  # said elsewhere: nothing is signed meanwhile, here or anywhere
-                    await asyncio.wait((connection.lost,), timeout=_NOTE_PAUSE_SECONDS)
-                    if connection.lost.done():
-                        return
-            connection.send(ActsNoted([act.id]))
+        """Write each act once, whoever tells of it; what has begun is finished after the host has gone too."""
+        async with self._note_lock:
+            for act in acts:
+                while act.id not in self._known_acts:
+                    try:
+                        await write(self.name, act)
+                        self._known_acts.append(act.id)
+                    except GreatsealError:  # said elsewhere: nothing is signed meanwhile, here or anywhere
+                        await asyncio.wait((connection.lost,), timeout=_NOTE_PAUSE_SECONDS)
+                        if connection.lost.done():
+                            return
+                connection.send(ActsNoted([act.id]))
 
     def _noted(self, task: asyncio.Task[None]) -> None:
+        self._noting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fatal(error)
 
@@ -509,6 +521,7 @@ class SupervisedToken:
         """Bring up one host and serve until it is lost; returns why it was lost, and whether an operator is needed."""
         limit = max(_START_SECONDS, self._settings.operation_timeout + 5)
         locked = False
+        self._early_acts = ()
         try:
             connection = await asyncio.wait_for(connect_host(self._settings, self._received, self._leave), limit)
         except (OSError, TimeoutError) as error:
@@ -516,6 +529,7 @@ class SupervisedToken:
             how = f"reached at {self._settings.host_socket}" if self._settings.host_socket else "started"
             return self._named(f"its host cannot be {how}: {str(error) or 'no answer'}"), False
         self._connection = connection
+        self._note_early_acts()
         try:
             greeting = await asyncio.wait_for(connection.greeting, limit)
             if isinstance(greeting, Ready) and greeting.version == frames.VERSION:
@@ -537,8 +551,6 @@ class SupervisedToken:
         except TimeoutError:
             connection.lose(f"its host did not bring the token up within {limit:g} s")
         finally:
-            if self._noting is not None:
-                self._noting.cancel()
             was_ready, self._ready, self._leaving = self._ready or self._leaving, False, False
             self._connection = None
             await asyncio.shield(connection.end())
