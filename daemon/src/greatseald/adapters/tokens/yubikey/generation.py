@@ -27,7 +27,7 @@ from greatseald.adapters.tokens.yubikey.attestation import (
     verify_attestation,
 )
 from greatseald.adapters.tokens.yubikey.errors import PIN_MISSING, describe_word
-from greatseald.adapters.tokens.yubikey.keys import METADATA_SINCE, SlotKey, list_keys, read_key
+from greatseald.adapters.tokens.yubikey.keys import METADATA_SINCE, SlotEmpty, SlotKey, list_keys, read_key
 from greatseald.adapters.tokens.yubikey.pcsc import AnswerEndless, Pcsc, PcscError
 
 KEY_KINDS: Final = {
@@ -177,9 +177,9 @@ def _check_slot_is_free(session: PivSession, wanted: Wanted, *, overwrite: bool)
         return
     try:
         key, _ = read_key(session, wanted.slot)
+    except SlotEmpty:
+        return
     except KeyUnusable as error:
-        if session.version >= METADATA_SINCE and "holds no key" in str(error):
-            return
         message = f"slot {wanted.slot:02x}: {error}: add --overwrite if what is in it may be lost"
         raise GenerationRefused(message) from error
     message = f"slot {wanted.slot:02x} holds a key ({key.key_type}): add --overwrite if it may be lost for ever"

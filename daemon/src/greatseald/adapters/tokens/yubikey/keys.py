@@ -32,6 +32,10 @@ METADATA_SINCE: Final = (5, 3, 0)
 ATTESTATION_SINCE: Final = (4, 3, 0)
 
 
+class SlotEmpty(KeyUnusable):
+    """The device says that the slot holds no key."""
+
+
 @dataclass(frozen=True, slots=True)
 class SlotKey:
     """A key. Policies are `never`, `once`, `always`, `cached`, or empty where the device does not tell."""
@@ -56,6 +60,7 @@ def read_key(session: PivSession, slot: int) -> tuple[SlotKey, Attestation | Non
     """Read what the device tells of the key in a slot, and its attestation, which nobody has verified yet.
 
     Raises:
+        SlotEmpty: there is none, by the device's word.
         KeyUnusable: there is none, its public half cannot be learnt, or Greatseal does not sign with its kind.
         ApduError, BadResponseError: the device does not answer as it should.
     """
@@ -65,7 +70,7 @@ def read_key(session: PivSession, slot: int) -> tuple[SlotKey, Attestation | Non
             metadata = session.get_slot_metadata(SLOT(slot))
         except ApduError as error:
             if error.sw in _ABSENT:
-                raise KeyUnusable(f"slot {slot:02x} holds no key; slots with keys: {_taken(session)}") from error
+                raise SlotEmpty(f"slot {slot:02x} holds no key; slots with keys: {_taken(session)}") from error
             raise
         pin, touch = PIN_POLICIES.get(metadata.pin_policy, ""), TOUCH_POLICIES.get(metadata.touch_policy, "")
         return _slot_key(slot, metadata.public_key, pin, touch, generated=metadata.generated), attestation
