@@ -146,6 +146,9 @@ def _parse(head: bytes, peer: str, certificate: bytes) -> Request | None:
         lines = head[:-4].decode("ascii").split("\r\n")
     except UnicodeDecodeError:
         return None
+    # RFC 9110, 5.5: no line ends within a line, and no control character but a tab is in one.
+    if not all(line.replace("\t", " ").isprintable() for line in lines):
+        return None
     method, _, rest = lines[0].partition(" ")
     target, _, version = rest.partition(" ")
     headers: dict[str, str] = {}
