@@ -130,11 +130,13 @@ class HealthService:
         try:
             sent = None
             while True:
-                changed, status = self._changed, self._status(call.caller, service)
+                # Before the status is sent, which takes a while: it may close meanwhile.
+                changed, closing = self._changed, self._closing
+                status = self._status(call.caller, service)
                 if status != sent:
                     yield status
                     sent = status
-                if self._closing:
+                if closing:
                     return
                 await changed.wait()
         finally:

@@ -445,21 +445,24 @@ class Worker:
                 self._device.close()
         os._exit(EXIT_GAVE_UP)
 
-    def linger(self, greeting: NotReady, *, unit: bool) -> None:
+    @property
+    def latched(self) -> bool:
+        """Whether the latch forbids the login; ask before anybody can know of it, and remove it."""
+        return (self._settings.state_dir / LATCH_NAME).exists()
+
+    def linger(self, greeting: NotReady, *, unit: bool, closed: bool) -> None:
         """Stay for a while so that fronts hear why there is no token, then end: a fresh process tries again.
 
-        A locked host stays longer, and ends as soon as the operator has removed the latch.
+        A locked host stays longer, and one that is `closed` by the latch until the operator has removed it.
         """
         if not greeting.locked and not unit:
             return
         if self._maintenance:
             self._finished.wait()
             return
-        latch = self._settings.state_dir / LATCH_NAME
-        closed = latch.exists()
         deadline = time.monotonic() + (_LOCKED_SECONDS if greeting.locked else _NOT_READY_SECONDS)
         while time.monotonic() < deadline or closed:
-            if closed and not latch.exists():
+            if closed and not self.latched:
                 return
             if self._finished.wait(0.5):
                 return
@@ -510,6 +513,7 @@ def run_worker(control_descriptor: int, parent: int, listen_descriptor: int | No
     greet = threading.Thread(target=serve_control, name="control", daemon=True)
     greet.start()
     greeting = worker.bring_up()
+    closed = worker.latched
     worker.welcome(control)
     if isinstance(greeting, Ready) or greeting.locked:
         worker.serve_operators()
@@ -517,6 +521,6 @@ def run_worker(control_descriptor: int, parent: int, listen_descriptor: int | No
         if greeting.locked and worker.state == "locked":
             worker.wait_for_operator()
         else:
-            worker.linger(greeting, unit=unit)
+            worker.linger(greeting, unit=unit, closed=closed)
             worker.give_up()
     greet.join()
