@@ -1,4 +1,4 @@
-"""Keeps the search index: follows the log off the release path, a small part of one core at most.
+"""Keeps the search index: follows the log off the release path, a small part of one core at most, less while many sign.
 
 An index that is missing, damaged, or of another history is built anew from the log. Until it has caught up,
 and wherever it cannot be used, searches read the log (`app/search.py`), so that no result lacks an entry.
@@ -31,6 +31,9 @@ _AT_ONCE: Final = 512
 _IDLE_SECONDS: Final = 1.0
 _REST: Final = 9
 """Pauses are so many times as long as the work: a tenth of one core while it catches up."""
+_LONG_REST: Final = 99
+_BUSY: Final = 64
+"""Entries that the log grows by between two looks; from there on the pauses are long, as signatures come first."""
 _TROUBLE_SECONDS: Final = 60.0
 
 
@@ -48,6 +51,7 @@ class Indexing:
         self._log = log
         self._shortage = shortage
         self._again = False
+        self._seen = 0
         self.first = 0
         self.size = 0
 
@@ -117,6 +121,7 @@ class Indexing:
         if self._shortage() is not None:
             return _TROUBLE_SECONDS
         begun = time.perf_counter()
+        grown, self._seen = self._log.size - self._seen, self._log.size
         try:
             entries = await self._log.entries(self.size, self.size + _AT_ONCE)
         except EntryPruned:
@@ -127,4 +132,4 @@ class Indexing:
         await asyncio.to_thread(self._index.add, self.size, entries, root)
         if not self._again:
             self.size = end
-        return (time.perf_counter() - begun) * _REST
+        return (time.perf_counter() - begun) * (_LONG_REST if grown > _BUSY else _REST)
