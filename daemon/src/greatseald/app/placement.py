@@ -3,9 +3,8 @@
     placement.place(jobs, now)      # each job has its version and its holding, and counts as theirs
     placement.asked(jobs)           # now their token counts them itself
 
-A lane is a version with one of the tokens that hold it. Lanes of the primary version come first; the
-other ENABLED versions share the work where the key says so, and step in where the primary cannot. A job
-never goes to a lane that failed it before. How the rest is shared is arithmetic (`domain.scheduling`).
+A lane is a version with one of the tokens that hold it. Lanes are the primary version's; those of another
+ENABLED version step in where the primary has none. A job never goes to a lane that failed it before. How the rest is shared is arithmetic (`domain.scheduling`).
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from greatseald.domain.errors import GreatsealError
-from greatseald.domain.lifecycle import VersionState
 from greatseald.domain.scheduling import Lane, spread
 from greatseald.ports.tokens import BreakerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from greatseal.algorithms import Algorithm
+    from greatseald.app.admission import Admitted
     from greatseald.app.job import Job
-    from greatseald.app.keys import KeyRing, SigningKey
+    from greatseald.app.keys import KeyRing
     from greatseald.app.versions import Holding, SigningVersion
 
 
@@ -93,15 +90,24 @@ class Placement:
     def ways(self, job: Job, now: float) -> list[Way]:
         """Return the lanes that could take a job now and have not failed it."""
         request = job.request
+        for version in self._versions(request):
+            if version.may_sign(request.algorithm, now):
+                ways = [
+                    Way(version, holding)
+                    for holding in version.holdings
+                    if holding.ready and request.algorithm in holding.algorithms and holding not in job.tried
+                ]
+                if ways:
+                    return ways
+        return []
+
+    def _versions(self, request: Admitted) -> Iterable[SigningVersion]:
+        """The versions that may answer a request: the one that it names, or the primary, and then those that stand by."""
         key = self._keys.keys.get(request.version.key)
         if key is None or request.pinned is not None:
-            return _of(request.version, request.algorithm, job.tried)
-        found = (
-            _of(key.primary_version, request.algorithm, job.tried)
-            if _may(key.primary_version, request.algorithm, now)
-            else []
-        )
-        return found or _others(key, request.algorithm, job.tried, now)
+            return (request.version,)
+        primary = key.primary_version
+        return (primary, *(version for version in key.versions.values() if version is not primary))
 
     def has_another(self, job: Job, now: float) -> bool:
         """Whether a lane is left for a job besides the one that failed it just now."""
@@ -112,31 +118,3 @@ class Placement:
         backlog = load.waiting + load.in_flight + self._placed[holding.token.name]
         limit = max(0, 1 - backlog) if load.breaker is not BreakerState.CLOSED else None
         return Lane(backlog, load.operation_seconds / max(1, load.sessions), load.late, limit)
-
-
-def _of(version: SigningVersion, algorithm: Algorithm, tried: Sequence[Holding]) -> list[Way]:
-    return [
-        Way(version, holding)
-        for holding in version.holdings
-        if holding.ready and algorithm in holding.algorithms and holding not in tried
-    ]
-
-
-def _others(key: SigningKey, algorithm: Algorithm, tried: Sequence[Holding], now: float) -> list[Way]:
-    return [
-        way
-        for version in key.versions.values()
-        if version is not key.primary_version and _may(version, algorithm, now)
-        for way in _of(version, algorithm, tried)
-    ]
-
-
-def _may(version: SigningVersion, algorithm: Algorithm, now: float) -> bool:
-    """Whether a version may sign so."""
-    if version.state is not VersionState.ENABLED or version.halted or algorithm not in version.offered:
-        return False
-    try:
-        version.choose(algorithm, now)
-    except GreatsealError:
-        return False
-    return True

@@ -178,15 +178,32 @@ class SigningVersion:
             offered = ", ".join(each.value for each in self.offered)
             message = f"{self.resource_name} does not sign with {chosen.value}: it offers {offered}"
             raise AlgorithmNotOffered(message, offered=offered)
-        if any(holding.found for holding in self.holdings) and chosen not in self.algorithms:
+        if not self._can(chosen):
             able = ", ".join(each.value for each in self.algorithms) or "nothing that the daemon knows"
             message = (
                 f"{self.resource_name} is configured for {chosen.value}, and the key in token "
                 f"{', '.join(holding.token.name for holding in self.holdings)} can do {able}"
             )
             raise AlgorithmNotOffered(message, offered=able)
-        self._require_certificate(now)
+        problem = self._certificate_problem(now)
+        if problem is not None:
+            raise problem
         return chosen
+
+    def may_sign(self, algorithm: Algorithm, now: float) -> bool:
+        """Whether it may sign so: what `choose` and `unready` would say, but for whether a token is ready."""
+        return (
+            self.state is VersionState.ENABLED
+            and not self.halted
+            and algorithm in self.offered
+            and self._can(algorithm)
+            and self._certificate_problem(now) is None
+        )
+
+    def _can(self, algorithm: Algorithm) -> bool:
+        """Whether one of the tokens that have shown the key can do this; True while none has."""
+        found = [holding for holding in self.holdings if holding.found]
+        return not found or any(algorithm in holding.algorithms for holding in found)
 
     def holding_for(self, algorithm: Algorithm) -> Holding:
         """Return the token to ask: the first that is ready and can do it; the first of all where none is."""
@@ -208,18 +225,19 @@ class SigningVersion:
                 return None
         return self.holdings[0].unready()
 
-    def _require_certificate(self, now: float) -> None:
+    def _certificate_problem(self, now: float) -> CertificateUnusable | None:
         if self.certificate_error:
-            raise CertificateUnusable(self.certificate_error, key=self.resource_name)
+            return CertificateUnusable(self.certificate_error, key=self.resource_name)
         if self.valid_until is None or self.valid_from is None:
-            return
+            return None
         moment = datetime.fromtimestamp(now, UTC)
         if moment > self.valid_until:
             message = f"the certificate of {self.resource_name} expired at {self.valid_until.isoformat()}: install a new chain and send SIGHUP"
-            raise CertificateUnusable(message, key=self.resource_name)
-        if moment < self.valid_from:
+        elif moment < self.valid_from:
             message = f"the certificate of {self.resource_name} is not valid before {self.valid_from.isoformat()}: check the clock"
-            raise CertificateUnusable(message, key=self.resource_name)
+        else:
+            return None
+        return CertificateUnusable(message, key=self.resource_name)
 
     def learn(self, holding: Holding, found: TokenKey) -> None:
         """Take what a token says of the key: the public half once, and later it must say the same.
