@@ -15,29 +15,25 @@ becomes of the caller.
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import structlog
 
 from greatseal.errors import VerificationFailed
-from greatseal.tlog import leaf_hash, split_hashes, verify_inclusion
-from greatseal.verification import ProofInvalid, SignatureInvalid
 from greatseald.app.admission import Admitted, SignRequest, action_of
 from greatseald.app.job import Call, Job
 from greatseald.app.records import Records
+from greatseald.app.replay import Replay, require_record
 from greatseald.app.versions import record_halt
 from greatseald.domain.errors import (
     AlgorithmNotOffered,
     GreatsealError,
     InternalFault,
     KeyHalted,
-    LogUnavailable,
     OutcomeUnknown,
     Overloaded,
     Refusal,
@@ -130,6 +126,7 @@ class Signing:
         witnessing: Witnessing | None = None,
     ) -> None:
         self._admission = admission
+        self._replay = Replay(admission, log)
         self._placement = placement
         self._access = access
         self._log = log
@@ -204,7 +201,7 @@ class Signing:
                 self._running[name] = (job, call)
                 call.jobs.append(job)
             elif not _is_same(running[0].request, request):
-                refused[request.position] = _reused(request)
+                refused[request.position] = RequestIdReused.of(request.request_id)
             else:
                 call.joined.append((request.position, *running))
 
@@ -220,7 +217,7 @@ class Signing:
         unwritable = self._unwritable()
         for job in call.jobs:
             job.error = job.request.unready or unwritable
-        await self._take_up([job for job in call.jobs if job.error is not None])
+        await self._replay.take_up([job for job in call.jobs if job.error is not None])
         return await self._attempt(call, [job for job in call.jobs if job.error is None and job.replayed is None])
 
     async def _attempt(self, call: Call, pending: list[Job]) -> SignedHead | None:
@@ -259,7 +256,7 @@ class Signing:
                 else:
                     job.intent_index, job.leaf_hash = place
                     opened.append(job)
-            pending = await self._take_up(known)
+            pending = await self._replay.take_up(known)
         for job in pending:
             job.error = RequestInFlight(f"request {job.request.request_id} is being worked on by another front")
         return opened
@@ -270,69 +267,6 @@ class Signing:
         except GreatsealError as error:
             return error
         return None
-
-    async def _take_up(self, jobs: list[Job]) -> list[Job]:
-        """Settle jobs by what is on record of their requests; return those that may open a further attempt now."""
-        if not jobs:
-            return []
-        return await asyncio.to_thread(lambda: [job for job in jobs if self._settle(job)])
-
-    def _settle(self, job: Job) -> bool:
-        """Look a job up; a record that cannot be read ends this job alone, since others of its call may have intents."""
-        try:
-            return self._look_up(job)
-        except Exception as error:  # noqa: BLE001 - see above
-            _log.error("record_unreadable", request_id=job.request.request_id, exc_info=error)
-            job.error = LogUnavailable(f"what is on record of request {job.request.request_id} cannot be read now")
-            return False
-
-    def _look_up(self, job: Job) -> bool:
-        """Read what is on record of a job's request. True if a further attempt may be opened now."""
-        request = job.request
-        attempts = self._log.attempts(request.scope)
-        if not attempts:
-            return job.error is None
-        last = attempts[-1]
-        if last.request_hash != request.request_hash:
-            job.error = _reused(request)
-        elif last.outcome is None:
-            job.error = RequestInFlight(f"request {request.request_id} is being worked on by another front")
-        else:
-            outcome = self._log.recorded(last.outcome)
-            recorded = msgspec.json.decode(outcome, type=_RecordedOutcome)
-            if recorded.res != "signed":
-                request.open_attempt(last.attempt + 1)
-                return job.error is None
-            self._replay(job, (last.intent, last.outcome), outcome, base64.b64decode(recorded.sig))
-        return False
-
-    def _replay(self, job: Job, pair: tuple[int, int], entry: bytes, signature: bytes) -> None:
-        """Take the signature on record, by whichever version of the key made it, if it verifies still."""
-        request = job.request
-        intent = self._log.recorded(pair[0])
-        number = msgspec.json.decode(intent, type=_RecordedIntent).key.version
-        version = self._admission.sibling(request.version, number)
-        if request.pinned not in {None, number}:
-            job.error = _reused(request)
-            return
-        if version is not None and request.algorithm not in version.verifiers:
-            return  # the token has not been read since the start: nothing to verify with
-        try:
-            if version is None:
-                raise SignatureInvalid("that version is gone")
-            version.verifiers[request.algorithm].verify(request.signed, signature)
-        except VerificationFailed:
-            job.error = RequestIdReused(
-                f"request id {request.request_id} was answered with a signature that {request.version.resource_name} "
-                "did not make as it is now: its token holds another key than then. Ask under another id",
-                request_id=request.request_id,
-            )
-            return
-        job.error = None
-        job.replayed = version
-        job.intent_index, job.intent_entry = pair[0], intent
-        job.outcome_index, job.outcome_entry = pair[1], entry
-        job.signature, job.result = signature, "signed"
 
     def _write_intents(self, call: Call, jobs: list[Job]) -> list[Job]:
         """Encode the intents; return the jobs that have one."""
@@ -489,7 +423,7 @@ class Signing:
             proofs = {id(job): proof for job, proof in zip(shown, proven.proofs, strict=True)}
         for job in shown:
             if job.replayed is not None and head is not None:
-                _require_record(job, proofs[id(job)], head)
+                require_record(job, proofs[id(job)], head)
         note = ""
         withheld: dict[int, GreatsealError] = {}
         if shown and head is not None:
@@ -551,39 +485,6 @@ class Signing:
                 if isinstance(error, Refusal)
             )
         )
-
-
-class _RecordedKey(msgspec.Struct):
-    """Which version an intent is of."""
-
-    version: int
-
-
-class _RecordedIntent(msgspec.Struct):
-    """What a replay needs of an intent's entry."""
-
-    key: _RecordedKey
-
-
-class _RecordedOutcome(msgspec.Struct):
-    """What a replay needs of an outcome's entry."""
-
-    res: str
-    sig: str = ""
-
-
-def _require_record(job: Job, proof: tuple[bytes, bytes], head: SignedHead) -> None:
-    """Refuse to release again what the database says now and the tree does not: somebody has edited a row."""
-    both = ((job.intent_index, job.intent_entry, proof[0]), (job.outcome_index, job.outcome_entry, proof[1]))
-    for index, entry, hashes in both:
-        try:
-            verify_inclusion(index, head.size, leaf_hash(entry), split_hashes(hashes), head.root)
-        except ProofInvalid as error:
-            _log.error("record_altered", request_id=job.request.request_id, index=index, why=str(error))
-            job.error = LogUnavailable(
-                f"entry {index}, which is on record of request {job.request.request_id}, is not the one that the log's "
-                "tree has: the database was altered, and nothing of it is released"
-            )
 
 
 def _take(
@@ -667,11 +568,6 @@ def _unwitnessed(job: Job, have: int) -> WitnessesMissing:
 def _is_same(running: Admitted, request: Admitted) -> bool:
     """Whether a request is the one that is under way under its id: whoever named a version gets that one."""
     return running.request_hash == request.request_hash and request.pinned in {None, running.version.number}
-
-
-def _reused(request: Admitted) -> RequestIdReused:
-    message = f"request id {request.request_id} was used for another request: every request needs an id of its own"
-    return RequestIdReused(message, request_id=request.request_id)
 
 
 def _released(job: Job, proofs: dict[int, tuple[bytes, bytes]]) -> Released:

@@ -83,8 +83,7 @@ class TokenControl:
         async with self._one_at_a_time:
             before = self._answered.get(identity)
             if before is not None and before != request:
-                message = f"request id {request_id} was used for another request: every request needs an id of its own"
-                raise RequestIdReused(message, request_id=request_id)
+                raise RequestIdReused.of(request_id)
             if before is None:
                 if action == DRAIN and token.state is TokenState.QUARANTINED:
                     message = f"token {name} is quarantined, which is more than drained: resume it first"

@@ -135,6 +135,12 @@ class RequestIdReused(Refusal):
 
     reason = "REQUEST_ID_REUSED"
 
+    @classmethod
+    def of(cls, request_id: str) -> RequestIdReused:
+        """Return the error for a request that is another one than that on record."""
+        message = f"request id {request_id} was used for another request: every request needs an id of its own"
+        return cls(message, request_id=request_id)
+
 
 class RequestInFlight(Refusal):
     """The same request is being worked on by another front."""
