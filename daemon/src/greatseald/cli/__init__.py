@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from greatseald.cli.exits import emit, reporting
+from greatseald.cli.options import ConfigOption, JsonOption
 from greatseald.cli.token import tokens
 from greatseald.cli.yubikey import yubikeys
 
@@ -42,9 +43,6 @@ app.add_typer(stores, name="store")
 
 logs = typer.Typer(help="The audit log itself.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(logs, name="log")
-
-ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 
 
 @app.command()

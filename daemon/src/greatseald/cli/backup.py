@@ -14,7 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 from greatseald.cli.exits import UNAVAILABLE, UNEXPECTED, USAGE, CommandFailed, emit, say
-from greatseald.config import ConfigError, FileProblem, Settings, load
+from greatseald.cli.reading import load_settings
+from greatseald.config import FileProblem
 
 
 def make_backup(config: Path, path: Path, *, as_json: bool) -> None:
@@ -28,7 +29,7 @@ def make_backup(config: Path, path: Path, *, as_json: bool) -> None:
     from greatseald.ports.store import StoreError, StoreUnusable
     from greatseald.rpc import admin_client
 
-    settings = _load(config)
+    settings = load_settings(config)
     target = path.absolute()
     if os.path.lexists(target):
         raise CommandFailed(USAGE, f"{target} exists already, and a backup overwrites nothing: choose another name")
@@ -66,7 +67,7 @@ def restore_backup(config: Path, path: Path, *, replace: bool, as_json: bool) ->
     from greatseald.adapters.store.opening import restore, sqlite_path
     from greatseald.ports.store import StoreError, StoreUnusable
 
-    settings = _load(config)
+    settings = load_settings(config)
     source = path.absolute()
     if not source.is_file():
         raise CommandFailed(USAGE, f"{source} is not a file: name a copy that `greatseald backup` made")
@@ -89,13 +90,3 @@ def restore_backup(config: Path, path: Path, *, replace: bool, as_json: bool) ->
         say(f"What was there is now {moved}.")
     say(f"A log that is older than its anchor ({settings.log.anchor}) will not be extended: the daemon refuses to")
     say("sign on it and says so, since receipts exist for entries that it lacks. Restore the newest copy there is.")
-
-
-def _load(config: Path) -> Settings:
-    from greatseald.adapters import logs
-
-    logs.configure("warning")
-    try:
-        return load(config, os.environ)
-    except ConfigError as error:
-        raise CommandFailed(USAGE, "\n".join(map(str, error.problems))) from error

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from greatseald.cli.exits import UNAVAILABLE, UNEXPECTED, USAGE, VERIFICATION_FAILED, CommandFailed, emit, say
+from greatseald.cli.reading import load_settings
 from greatseald.config import ConfigError, FileProblem, Settings, load, read_head_mac_key, read_log_key
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def new_origin(config: Path, origin: str, *, old_origin: str, reason: str, old_s
     from greatseald.ports.anchor import AnchorError
     from greatseald.ports.store import StoreError, StoreUnusable
 
-    settings = _load(config)
+    settings = load_settings(config)
     if old_origin != settings.log.origin:
         raise CommandFailed(
             USAGE,
@@ -276,13 +277,3 @@ def _report(settings: Settings, old: _Old, done: _Change, *, as_json: bool) -> N
     print(done.vkey)
     say("Receipts of the old log verify with its own verifier key, as ever:")
     say(f"  {old.vkey}")
-
-
-def _load(config: Path) -> Settings:
-    from greatseald.adapters import logs
-
-    logs.configure("warning")
-    try:
-        return load(config, os.environ)
-    except ConfigError as error:
-        raise CommandFailed(USAGE, "\n".join(map(str, error.problems))) from error

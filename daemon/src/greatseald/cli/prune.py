@@ -19,7 +19,8 @@ from greatseald.cli.exits import (
     emit,
     say,
 )
-from greatseald.cli.store import load_settings, owner_of
+from greatseald.cli.reading import load_settings
+from greatseald.cli.store import owner_of
 from greatseald.config import FileProblem, Settings, read_log_key
 
 if TYPE_CHECKING:

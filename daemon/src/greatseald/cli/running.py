@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from greatseald.cli.exits import UNAVAILABLE, UNEXPECTED, USAGE, CommandFailed, emit, say
+from greatseald.cli.reading import load_settings
 from greatseald.config import ConfigError, load
 from greatseald.rpc import admin_client
 
@@ -58,14 +59,12 @@ def reindex(config: Path, *, as_json: bool) -> None:
     """
     from greatseald.bootstrap.compose import index_file
 
+    settings = load_settings(config)
     try:
-        settings = load(config, os.environ)
         entries = admin_client.reindex(settings.server.admin_socket)
         if entries is None:
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{index_file(settings)}{suffix}").unlink(missing_ok=True)
-    except ConfigError as error:
-        raise CommandFailed(USAGE, "\n".join(map(str, error.problems))) from error
     except admin_client.AdminRefused as refused:
         raise CommandFailed(_EXITS.get(refused.code, UNEXPECTED), f"nothing is built: {refused}") from refused
     except OSError as error:

@@ -7,7 +7,6 @@ SQL that `greatseald store sql` writes. A password never stands in argv.
 
 from __future__ import annotations
 
-import os
 import secrets
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from greatseald.cli.exits import UNAVAILABLE, UNEXPECTED, USAGE, CommandFailed, emit, say
-from greatseald.config import ConfigError, FileProblem, Settings, StoreSettings, load, read_store_password
+from greatseald.cli.reading import load_settings
+from greatseald.config import FileProblem, Settings, StoreSettings, read_store_password
 
 if TYPE_CHECKING:
     from greatseald.adapters.store.options import StoreOptions
@@ -169,14 +169,3 @@ def owner_of(settings: Settings, owner: str, password: Path | None) -> tuple[str
         raise CommandFailed(USAGE, "--as must be a URL that begins with postgresql://")
     blank = replace(store_options(settings), wait_for_server=0)
     return owner, replace(blank, password=read_store_password(table))
-
-
-def load_settings(config: Path) -> Settings:
-    """Read the configuration. Raises CommandFailed with every problem."""
-    from greatseald.adapters import logs
-
-    logs.configure("warning")
-    try:
-        return load(config, os.environ)
-    except ConfigError as error:
-        raise CommandFailed(USAGE, "\n".join(map(str, error.problems))) from error

@@ -16,6 +16,7 @@ import msgspec
 import typer
 
 from greatseald.cli.exits import DENIED, UNAVAILABLE, UNEXPECTED, USAGE, CommandFailed, emit, reporting, say
+from greatseald.cli.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from greatseald.adapters.tokens.operator_client import OperatedHost
@@ -30,14 +31,12 @@ tokens = typer.Typer(
     rich_markup_mode=None,
 )
 TokenArgument = Annotated[str, typer.Argument(metavar="TOKEN", help="The token's name in the configuration.")]
-ConfigOption = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=False)]
 FinalTryOption = Annotated[
     bool, typer.Option("--final-try", help="Take the last try that the token has; a wrong one locks it.")
 ]
 StdinOption = Annotated[bool, typer.Option("--stdin", help="Read from stdin, a line each, for scripts.")]
 PinentryOption = Annotated[bool, typer.Option("--pinentry", help="Ask through a pinentry program.")]
 ProgramOption = Annotated[str, typer.Option("--pinentry-program", metavar="PROGRAM", help="Which one.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 _EXITS: Final = {"refused": DENIED, "forbidden": DENIED, "failed": UNAVAILABLE, "usage": USAGE}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from greatseald.cli.exits import UNAVAILABLE, USAGE, VERIFICATION_FAILED, CommandFailed, emit, reporting, say
+from greatseald.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from greatseald.adapters.tokens.yubikey.attestation import Attestation
@@ -23,7 +24,6 @@ yubikeys = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 _KINDS: Final = ("p256", "p384", "rsa2048", "rsa3072", "rsa4096", "ed25519")
 _PIN_POLICIES: Final = ("once", "always", "never")
 _TOUCH_POLICIES: Final = ("never", "cached", "always")

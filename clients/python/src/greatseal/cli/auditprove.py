@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from greatseal.cli.session import JsonOption, Session, say, session_of
+from greatseal.cli.session import JsonOption, LogKeyOption, Session, say, session_of
 from greatseal.errors import InvalidRequest, NotFound, UsageError, VerificationFailed
 from greatseal.files import read_bounded
 
@@ -179,9 +179,7 @@ def verify_entry(
         Path, typer.Argument(metavar="ENTRY", help="The entry's exact bytes, as `prove --entry` wrote them.")
     ],
     proof: Annotated[Path, typer.Option(help="Its proof, as `prove --output` wrote it (C2SP tlog-proof).")],
-    log_key: Annotated[
-        str, typer.Option("--log-key", help="The log's verifier key, or a file that holds it.", show_default=False)
-    ] = "",
+    log_key: LogKeyOption = "",
     json: JsonOption = False,
 ) -> None:
     """Verify offline that an entry stands in the log, by its proof."""

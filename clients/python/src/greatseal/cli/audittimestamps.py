@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from greatseal.cli.session import JsonOption, say, session_of
+from greatseal.cli.session import JsonOption, LogKeyOption, say, session_of
 from greatseal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def verify_timestamps(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `audit timestamps` wrote.")],
     roots: RootsOption = None,
-    log_key: Annotated[
-        str, typer.Option("--log-key", help="The log's verifier key, or a file that holds it.", show_default=False)
-    ] = "",
+    log_key: LogKeyOption = "",
     json: JsonOption = False,
 ) -> None:
     """Verify timestamps offline: each is of a checkpoint of this log, by an authority under one of the roots."""

@@ -12,7 +12,7 @@ import typer
 
 from greatseal.cli.auditprogress import progress
 from greatseal.cli.audittimestamps import RootsOption, stamped_checkpoints
-from greatseal.cli.session import JsonOption, say, session_of
+from greatseal.cli.session import JsonOption, LogKeyOption, say, session_of
 from greatseal.errors import InvalidRequest, NotFound, UsageError, VerificationFailed
 from greatseal.files import read_bounded
 
@@ -57,9 +57,7 @@ def verify(
         typer.Option("--timestamps", help="Timestamps whose checkpoints must stand in the log.", show_default=False),
     ] = None,
     tsa_roots: RootsOption = None,
-    log_key: Annotated[
-        str, typer.Option("--log-key", help="The log's verifier key, or a file that holds it.", show_default=False)
-    ] = "",
+    log_key: LogKeyOption = "",
     json: JsonOption = False,
 ) -> None:
     """Read the whole log, recompute its tree, and check every checkpoint and what the entries say of each other."""

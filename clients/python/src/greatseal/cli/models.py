@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from greatseal.cli.progress import ProgressOption, hashing_progress, show_bytes
-from greatseal.cli.session import Session, say, session_of
+from greatseal.cli.session import JsonOption, Session, say, session_of
 from greatseal.errors import UsageError
 from greatseal.files import read_bounded
 from greatseal.oms.method import Method
@@ -39,7 +39,6 @@ DigestCacheOption = Annotated[
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, as the global option does.")]
 
 
 def sign_model_command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from greatseal.cli.session import JsonOption, say, session_of
+from greatseal.cli.session import JsonOption, LogKeyOption, say, session_of
 from greatseal.cli.witnesses import QuorumOption, WitnessOption, described_witnesses, witness_keys
 from greatseal.errors import UsageError
 from greatseal.files import read_bounded
@@ -23,10 +23,7 @@ SIGNATURE_NAME: Final = "model.sig"
 def verify(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The receipt.")],
-    log_key: Annotated[
-        str,
-        typer.Option("--log-key", help="The log's verifier key, or a file that holds it.", show_default=False),
-    ] = "",
+    log_key: LogKeyOption = "",
     public_key: Annotated[
         Path | None, typer.Option("--public-key", help="The key that must have signed, PEM.", show_default=False)
     ] = None,

@@ -111,6 +111,9 @@ class Session:
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, as the global option does.")]
+LogKeyOption = Annotated[
+    str, typer.Option("--log-key", help="The log's verifier key, or a file that holds it.", show_default=False)
+]
 
 
 def session_of(context: typer.Context, *, as_json: bool = False) -> Session:
