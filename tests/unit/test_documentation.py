@@ -11,18 +11,18 @@ import typer.main
 import greatseal.cli
 import greatseald.cli
 from greatseald.adapters.metrics import PrometheusMetrics
-from greatseald.config import settings
+from greatseald.config import log_tables, settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 TABLES = {
     "[server]": settings.ServerSettings,
     "[store]": settings.StoreSettings,
-    "[log]": settings.LogSettings,
-    "[[log.witnesses]]": settings.WitnessTable,
-    "[[log.timestamps]]": settings.TimestampTable,
-    "[[log.peers]]": settings.PeerTable,
-    "[log.tiles]": settings.TilesSettings,
+    "[log]": log_tables.LogSettings,
+    "[[log.witnesses]]": log_tables.WitnessTable,
+    "[[log.timestamps]]": log_tables.TimestampTable,
+    "[[log.peers]]": log_tables.PeerTable,
+    "[log.tiles]": log_tables.TilesSettings,
     "[[tokens]]": settings.TokenTable,
     '[[tokens]] type = "yubikey-piv"': settings.YubiKeyTable,
     "[[keys]]": settings.KeyTable,

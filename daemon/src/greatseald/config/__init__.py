@@ -16,22 +16,10 @@ from greatseald.config.checks import (
     read_tls,
 )
 from greatseald.config.loading import load, load_token
+from greatseald.config.log_tables import LogSettings, PeerTable, TilesSettings, TimestampTable, WitnessTable
 from greatseald.config.problems import ConfigError, ConfigProblem
-from greatseald.config.settings import (
-    LogSettings,
-    OutboxTable,
-    PeerTable,
-    ServerSettings,
-    Settings,
-    StoreSettings,
-    TilesSettings,
-    TimestampTable,
-    TokenTable,
-    WitnessTable,
-    YubiKeyTable,
-    is_loopback,
-    split_endpoint,
-)
+from greatseald.config.settings import OutboxTable, ServerSettings, Settings, StoreSettings, TokenTable, YubiKeyTable
+from greatseald.config.values import is_loopback, split_endpoint
 
 __all__ = [
     "ConfigError",

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from greatseald.config.positions import Path as Place
 from greatseald.config.problems import did_you_mean
-from greatseald.config.settings import is_loopback
+from greatseald.config.values import is_loopback
 from greatseald.domain.keys import Holder
 from greatseald.domain.policy import ANY, SIGN, SIGN_BLIND
 

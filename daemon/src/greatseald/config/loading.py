@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from greatseal.algorithms import Algorithm
 from greatseald.config import checks
 from greatseald.config.checks import CheckUri
+from greatseald.config.log_tables import LogSettings
 from greatseald.config.positions import Path as Place
 from greatseald.config.positions import dotted, index_lines, line_of
 from greatseald.config.problems import ConfigError, ConfigProblem, did_you_mean
@@ -28,15 +29,14 @@ from greatseald.config.settings import (
     AllowTable,
     DenyTable,
     KeyTable,
-    LogSettings,
     OutboxTable,
     ServerSettings,
     Settings,
     StoreSettings,
-    Table,
     TokenTable,
     YubiKeyTable,
 )
+from greatseald.config.values import Table
 
 MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 _SINGLE: Final[dict[str, type[Table]]] = {"server": ServerSettings, "store": StoreSettings, "log": LogSettings}
