@@ -18,6 +18,7 @@ import pytest
 
 from fault_processes import children
 from greatseald.adapters.tokens.operator_client import HostUnreachable, OperatedHost
+from greatseald.adapters.tokens.operator_notes import OnAct
 from greatseald.adapters.tokens.operator_protocol import Answer
 from greatseald.adapters.tokens.secret import Secret
 from greatseald.adapters.tokens.supervisor import SupervisedToken
@@ -44,8 +45,8 @@ class Operated:
         self.acts.append(act)
 
     @asynccontextmanager
-    async def front(self) -> AsyncIterator[SupervisedToken]:
-        token = SupervisedToken(self.settings, on_act=self.record)
+    async def front(self, on_act: OnAct | None = None) -> AsyncIterator[SupervisedToken]:
+        token = SupervisedToken(self.settings, on_act=on_act or self.record)
         await token.start()
         try:
             yield token
@@ -263,8 +264,7 @@ def test_an_act_whose_host_ends_while_it_is_being_written_is_written_once(operat
         await record(token, act)
 
     async def run() -> None:
-        async with operated.front() as token:
-            token._on_act = slowly
+        async with operated.front(slowly) as token:
             await until_state(token, TokenState.LOCKED)
             await operated.ask("unlock", "not-the-pin")
             await begun.wait()

@@ -23,7 +23,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from greatseal.algorithms import Algorithm
@@ -32,7 +32,6 @@ from greatseald.adapters.tokens.breaker import breaker_of
 from greatseald.adapters.tokens.calls import Call, Frame, Group
 from greatseald.adapters.tokens.connection import HostConnection, HostLost, connect_host
 from greatseald.adapters.tokens.frames import (
-    ActsNoted,
     FindKey,
     FromHost,
     Key,
@@ -46,13 +45,13 @@ from greatseald.adapters.tokens.frames import (
     Sign,
     TouchWait,
 )
-from greatseald.domain.errors import GreatsealError, TokenLocked, TokenUnavailable
+from greatseald.adapters.tokens.operator_notes import OnAct, OperatorNotes
+from greatseald.domain.errors import TokenLocked, TokenUnavailable
 from greatseald.domain.tokens import TokenSettings
 from greatseald.ports.tokens import (
     WITHDRAWN,
     NotSigned,
     Operation,
-    OperatorAct,
     SignResult,
     TokenInfo,
     TokenKey,
@@ -62,16 +61,11 @@ from greatseald.ports.tokens import (
 
 OnState = Callable[[str, TokenState, str], None]
 OnTouch = Callable[[str, str], None]
-OnAct = Callable[[str, OperatorAct], Awaitable[None]]
-"""Writes what an operator did into the log; raises GreatsealError where it cannot."""
 OnFatal = Callable[[BaseException], None]
 
 _START_SECONDS: Final = 30.0
 """Least time, in seconds, that a host has from its start until the token is logged in."""
 _LOCKED_PAUSE_SECONDS: Final = 1.0
-_NOTE_PAUSE_SECONDS: Final = 1.0
-_KNOWN_ACTS: Final = 256
-"""Acts of operators that are remembered as noted: a host that ended before it heard so tells of them again."""
 _PING_SECONDS: Final = 5.0
 _PATIENCE_SECONDS: Final = 0.5
 """A token that is late by so much, and by ten operations, lets others have what waits for it."""
@@ -102,12 +96,8 @@ class SupervisedToken:
         self._settings = settings
         self._on_state = on_state
         self._on_touch = on_touch
-        self._on_act = on_act
-        self._noting: set[asyncio.Task[None]] = set()
-        self._note_lock = asyncio.Lock()
-        self._early_acts: Sequence[OperatorAct] = ()
-        self._known_acts: deque[str] = deque(maxlen=_KNOWN_ACTS)
         self._on_fatal = on_fatal
+        self._notes = OperatorNotes(settings.name, on_act, self._fatal)
         self._awaited = ""
         self._state = TokenState.UNAVAILABLE
         self._detail = "not started"
@@ -206,8 +196,7 @@ class SupervisedToken:
         if self._withdrawing is not None:
             self._withdrawing.cancel()
         await self._end_host()
-        if self._noting:  # what is on its way to the log gets there; what cannot is the host's to tell again
-            await asyncio.wait(set(self._noting), timeout=_NOTE_PAUSE_SECONDS)
+        await self._notes.finish()
         self._set_state(TokenState.UNAVAILABLE, "stopped")
 
     def withdraw(self, state: TokenState, why: str) -> None:
@@ -398,7 +387,7 @@ class SupervisedToken:
         elif isinstance(message, Pong):
             self._answered(message.id)
         elif isinstance(message, OperatorActs):
-            self._note(message.acts)
+            self._notes.note(message.acts)
         elif isinstance(message, Key):
             future = self._searches.get(message.id)
             self._answered(message.id)
@@ -411,40 +400,6 @@ class SupervisedToken:
             if future is not None and not future.done():
                 kind = TokenLocked if message.locked else TokenUnavailable
                 future.set_exception(kind(message.detail, token=self.name))
-
-    def _note(self, acts: Sequence[OperatorAct]) -> None:
-        """Have what operators did written into the log, and tell the host; without a log the host waits."""
-        connection = self._connection
-        if connection is None:  # it tells before `_one_host` has it in hand
-            self._early_acts = acts
-        elif self._on_act is not None:
-            task = asyncio.get_running_loop().create_task(self._note_all(self._on_act, connection, acts))
-            self._noting.add(task)
-            task.add_done_callback(self._noted)
-
-    def _note_early_acts(self) -> None:
-        acts, self._early_acts = self._early_acts, ()
-        if acts:
-            self._note(acts)
-
-    async def _note_all(self, write: OnAct, connection: HostConnection, acts: Sequence[OperatorAct]) -> None:
-        """Write each act once, whoever tells of it; what has begun is finished after the host has gone too."""
-        async with self._note_lock:
-            for act in acts:
-                while act.id not in self._known_acts:
-                    try:
-                        await write(self.name, act)
-                        self._known_acts.append(act.id)
-                    except GreatsealError:  # said elsewhere: nothing is signed meanwhile, here or anywhere
-                        await asyncio.wait((connection.lost,), timeout=_NOTE_PAUSE_SECONDS)
-                        if connection.lost.done():
-                            return
-                connection.send(ActsNoted([act.id]))
-
-    def _noted(self, task: asyncio.Task[None]) -> None:
-        self._noting.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fatal(error)
 
     def _leave(self, reason: str) -> None:
         """The host announced its end: it gets nothing more, and is let go once it has answered what it has."""
@@ -521,7 +476,7 @@ class SupervisedToken:
         """Bring up one host and serve until it is lost; returns why it was lost, and whether an operator is needed."""
         limit = max(_START_SECONDS, self._settings.operation_timeout + 5)
         locked = False
-        self._early_acts = ()
+        self._notes.expect()
         try:
             connection = await asyncio.wait_for(connect_host(self._settings, self._received, self._leave), limit)
         except (OSError, TimeoutError) as error:
@@ -529,7 +484,7 @@ class SupervisedToken:
             how = f"reached at {self._settings.host_socket}" if self._settings.host_socket else "started"
             return self._named(f"its host cannot be {how}: {str(error) or 'no answer'}"), False
         self._connection = connection
-        self._note_early_acts()
+        self._notes.attach(connection)
         try:
             greeting = await asyncio.wait_for(connection.greeting, limit)
             if isinstance(greeting, Ready) and greeting.version == frames.VERSION:
