@@ -35,7 +35,7 @@ from greatseald.config.values import (
     object_uri,
     plain_name,
     release_rule,
-    spki_sha256,
+    spki_digest,
     store_url,
     token_type,
     token_uri,
@@ -257,7 +257,7 @@ class DenyTable(Table):
     """One `[[deny]]`: a certificate by serial number or by public key."""
 
     serial: Annotated[str, AfterValidator(certificate_serial)] = ""
-    spki_sha256: Annotated[str, AfterValidator(spki_sha256)] = ""
+    spki_sha256: Annotated[str, AfterValidator(spki_digest)] = ""
     comment: str = ""
 
     @model_validator(mode="after")

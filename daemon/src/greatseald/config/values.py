@@ -193,7 +193,7 @@ def certificate_serial(text: str) -> str:
     return plain
 
 
-def spki_sha256(text: str) -> str:
+def spki_digest(text: str) -> str:
     """The SHA-256 of a public key, hexadecimal; or nothing. Raises ValueError."""
     plain = text.replace(":", "").lower()
     if text and re.fullmatch(r"[0-9a-f]{64}", plain) is None:
