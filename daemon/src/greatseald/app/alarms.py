@@ -1,11 +1,20 @@
-"""The alarm of an anchor outside that cannot be reached: a line in the daemon's log now and then, and metrics."""
+"""What becomes of an anchor outside that cannot be reached, an alarm, and of one that disagrees, the end of signing."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
+
+from greatseald.ports.sightings import SightingsUnusable
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from greatseald.app.standing import Standing
+    from greatseald.ports.sightings import Sightings
 
 _log = structlog.get_logger("greatseald.anchors")
 
@@ -57,3 +66,25 @@ class Alarm:
             _log.info("anchor_reached_again", kind=self._kind, anchor=self._anchor, failures=self.failures)
         self.failures = 0
         self._metrics.outside_seen(self._kind, self._anchor, size)
+
+
+class Contradiction:
+    """Ends the signing because an anchor has seen another history, and remembers that over restarts."""
+
+    def __init__(
+        self, kind: str, standing: Standing, sightings: Sightings, threads: Executor, metrics: OutsideMetrics
+    ) -> None:
+        self._kind = kind
+        self._standing = standing
+        self._sightings = sightings
+        self._threads = threads
+        self._metrics = metrics
+
+    async def tell(self, anchor: str, shown: str, why: str) -> None:
+        """Sign no more: `anchor`, as it is remembered, disagrees; `shown` is its name in metrics."""
+        self._standing.contradict(anchor, why)
+        self._metrics.outside_disagrees(self._kind, shown)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._sightings.dispute, anchor, why)
+        except SightingsUnusable as error:
+            _log.error("disagreement_not_remembered", anchor=anchor, why=str(error))

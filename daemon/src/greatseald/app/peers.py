@@ -13,7 +13,7 @@ import structlog
 
 from greatseal.checkpoint import open_checkpoint
 from greatseal.errors import VerificationFailed
-from greatseald.app.alarms import Alarm
+from greatseald.app.alarms import Alarm, Contradiction
 from greatseald.app.cosigning import Disagrees
 from greatseald.app.recovery import WAY_OUT
 from greatseald.domain.errors import LogUnavailable
@@ -57,7 +57,7 @@ class PeerWatch:
         self._standing = standing
         self._sightings = sightings
         self._threads = threads
-        self._metrics = metrics
+        self._contradiction = Contradiction(PEER, standing, sightings, threads, metrics)
         self._interval = interval
 
     def __len__(self) -> int:
@@ -86,12 +86,7 @@ class PeerWatch:
         except (OutsideUnreachable, VerificationFailed, SightingsUnusable, LogUnavailable) as error:
             alarm.failed(error)
         except Disagrees as error:
-            self._standing.contradict(anchor_name(peer), str(error))
-            self._metrics.outside_disagrees(PEER, peer.name)
-            try:
-                await run(self._threads, self._sightings.dispute, anchor_name(peer), str(error))
-            except SightingsUnusable as unusable:
-                _log.error("disagreement_not_remembered", anchor=anchor_name(peer), why=str(unusable))
+            await self._contradiction.tell(anchor_name(peer), peer.name, str(error))
         else:
             alarm.answered(checkpoint.size)
 

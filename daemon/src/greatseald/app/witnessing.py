@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from greatseal.checkpoint import read_unverified
-from greatseald.app.alarms import FIRST_PAUSE, Alarm
+from greatseald.app.alarms import FIRST_PAUSE, Alarm, Contradiction
 from greatseald.app.cosigning import Ahead, Disagrees, cosign
 from greatseald.app.recovery import WAY_OUT
 from greatseald.domain.errors import LogUnavailable
@@ -110,7 +110,7 @@ class Witnessing:
         self._threads = threads
         self._interval = interval
         self._asked = [_Asked(each, Alarm(WITNESS, each.key.name, metrics)) for each in witnesses]
-        self._metrics = metrics
+        self._contradiction = Contradiction(WITNESS, standing, sightings, threads, metrics)
         self._rounds: OrderedDict[int, Covered] = OrderedDict()
         self._current: Covered | None = None
         self._wanted = 0
@@ -282,12 +282,7 @@ class Witnessing:
             )
 
     async def _contradict(self, asked: _Asked, why: str) -> None:
-        self._standing.contradict(asked.name, why)
-        self._metrics.outside_disagrees(WITNESS, asked.name)
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._sightings.dispute, asked.name, why)
-        except SightingsUnusable as error:
-            _log.error("disagreement_not_remembered", anchor=asked.name, why=str(error))
+        await self._contradiction.tell(asked.name, asked.name, why)
 
     def _failed(self, asked: _Asked, error: Exception) -> None:
         asked.alarm.failed(error)
